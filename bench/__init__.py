@@ -1,0 +1,1 @@
+"""Timing protocol, measured tables and experiments."""

@@ -1,0 +1,1 @@
+"""Roles, decoding, targets, losses, the training loop and its checkpoints."""

@@ -1,0 +1,143 @@
+"""Atomic checkpoints: a folder of safetensors and JSON that is either whole or not there.
+
+A checkpoint is written beside its place, synced to disk and renamed, so that a process killed at any moment
+leaves the last complete one. The newest few are kept; a damaged one is named, and the one before it is used.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+KEPT = 3
+
+
+class CheckpointError(Exception):
+    """No usable checkpoint; the message says what was found."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete state at the end of an iteration.
+
+    Attributes:
+        step: programs executed so far.
+        tensors: weights, optimiser moments, replayed actions and random states, by name.
+        state: everything else; JSON.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `folder/step-NNNNNN` atomically and drop all but the newest few.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{checkpoint.step:06d}"
+    partial = folder / f".partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+        save_file(tensors, partial / "state.safetensors")
+        digest = hashlib.sha256((partial / "state.safetensors").read_bytes()).hexdigest()
+        meta = {"step": checkpoint.step, "sha256": digest, "state": checkpoint.state}
+        (partial / "state.json").write_text(json.dumps(meta), encoding="utf-8")
+        for file in partial.iterdir():
+            _sync(file)
+        _sync(partial)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for old in list_checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint folder.
+
+    Raises:
+        CheckpointError: truncated, foreign or unreadable.
+    """
+    try:
+        meta = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        raw = (path / "state.safetensors").read_bytes()
+        if hashlib.sha256(raw).hexdigest() != meta["sha256"]:
+            raise CheckpointError(f"{path}: expected a complete checkpoint, got one whose weights are damaged")
+        tensors = load_file(path / "state.safetensors")
+        return Checkpoint(meta["step"], tensors, meta["state"])
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        kind = type(error).__name__
+        raise CheckpointError(f"{path}: expected a checkpoint of etpo, got {kind}: {str(error)[:120]}") from error
+
+
+def latest_checkpoint(folder: Path, *, whole: bool = False) -> tuple[Checkpoint | None, list[str]]:
+    """The newest usable checkpoint, and one line for each newer one that is damaged.
+
+    Args:
+        whole: only checkpoints that end a whole iteration, from which a longer run continues bit for bit.
+    """
+    damaged = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            checkpoint = load_checkpoint(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        if not whole or checkpoint.state["whole"]:
+            return checkpoint, damaged
+    return None, damaged
+
+
+def flatten_optimizer(prefix: str, optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """An optimiser's per-parameter state as named tensors; `names` in the order of its parameters."""
+    flat = {}
+    for index, entry in optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            flat[f"{prefix}/{names[index]}/{key}"] = torch.as_tensor(value)
+    return flat
+
+
+def restore_optimizer(
+    prefix: str, optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]
+) -> None:
+    """The inverse of `flatten_optimizer`."""
+    own = optimizer.state_dict()
+    own["state"] = {}
+    index_of = {name: index for index, name in enumerate(names)}
+    for full, tensor in tensors.items():
+        if full.startswith(prefix + "/"):
+            name, key = full[len(prefix) + 1 :].rsplit("/", 1)
+            own["state"].setdefault(index_of[name], {})[key] = tensor
+    optimizer.load_state_dict(own)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

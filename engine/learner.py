@@ -1,0 +1,232 @@
+"""Stages 4 and 5 of the loop: targets from the slow critic, losses, one bounded step.
+
+The learner sees models only through the `Roles` protocol: a language model and the table of a small MDP run the
+same code.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from etpo.engine.actions import Action, ActionBatch, Replay, collate
+from etpo.engine.config import Config
+from etpo.engine.losses import critic_loss, detached, policy_loss, q_of_tokens, stream_kl
+from etpo.engine.optim import make_optimizer
+from etpo.engine.roles import Role, Roles, polyak
+from etpo.engine.sequences import Sequences
+from etpo.engine.targets import mix_of, retrace_targets, token_values, trace_coefficients
+from etpo.kernels import Stream, vocab_stats
+
+
+class Targets(NamedTuple):
+    """What stage 4 hands to stage 5; all [K], no gradient.
+
+    Attributes:
+        y: the soft Bellman target of each drawn token.
+        q, v: Q̄ and V̄ of the target network, for the log.
+        logprob_ref, z_ref: log π̄(w) and z_ref(w).
+        hidden_ref: [K, D], the reference's hidden states.
+    """
+
+    y: Tensor
+    q: Tensor
+    v: Tensor
+    logprob_ref: Tensor
+    z_ref: Tensor
+    hidden_ref: Tensor
+
+
+@dataclass(frozen=True)
+class UpdateLog:
+    """Means over the update's minibatches, and how far the policy moved.
+
+    Attributes:
+        loss_q, loss_pi: the two losses.
+        q_mean, v_mean: Q̄ and V̄ over action tokens, in reward units.
+        kl_update: mean KL(π_before ‖ π_after) in nat a token on the fresh actions.
+        step_share: the share of the policy's step that was kept (1 unless the bound cut it).
+        n_forward_tokens: action tokens that the update's minibatches held.
+    """
+
+    loss_q: float
+    loss_pi: float
+    q_mean: float
+    v_mean: float
+    kl_update: float
+    step_share: float
+    n_forward_tokens: int
+
+
+class Learner:
+    """Optimisers, and the two updates of ETPO on batches of actions.
+
+    Args:
+        roles: policy, critic, target and reference.
+        config: the update's part of a run's configuration.
+    """
+
+    def __init__(self, roles: Roles, config: Config) -> None:
+        self.roles, self.config = roles, config
+        self.optimizers: dict[Role, torch.optim.Optimizer] = {
+            "policy": self._optimizer("policy", config.lr),
+            "critic": self._optimizer("critic", config.critic_lr),
+        }
+
+    def update(self, fresh: list[Action], replay: Replay, rng: np.random.Generator) -> UpdateLog:
+        """Several minibatch steps from the replay buffer; together they move the policy by a bounded KL.
+
+        Args:
+            fresh: the actions of this iteration, drawn by the policy as it is now; each with `hidden`.
+            replay: the buffer that already holds them.
+            rng: draws the minibatches.
+        """
+        config = self.config
+        fresh_batch = collate(fresh, config.gamma)
+        before = self.roles.stream("policy", torch.cat([_known(a.hidden) for a in fresh_batch.actions]))
+        head_moves = before.weight.requires_grad
+        before = detached(before)
+        if head_moves:
+            before = before._replace(weight=before.weight.clone())
+        params = list(self.roles.parameters("policy").values())
+        anchor = [p.detach().clone() for p in params]
+        logs = []
+        for _ in range(config.updates_per_batch):
+            batch = collate(replay.sample(config.minibatch, rng), config.gamma)
+            logs.append(self.step(batch))
+        kl, share = self._bound_step(before, fresh_batch, params, anchor)
+        for action in fresh:
+            action.hidden = None
+        means = np.mean([log[:4] for log in logs], axis=0).tolist()
+        return UpdateLog(*means, kl_update=kl, step_share=share, n_forward_tokens=sum(log[4] for log in logs))
+
+    def step(self, batch: ActionBatch) -> tuple[float, float, float, float, int]:
+        """Targets, both losses, one optimiser step each, Polyak. Returns (L_Q, L_π, mean Q̄, mean V̄, tokens)."""
+        config, roles = self.config, self.roles
+        sequences = Sequences(batch.prompts, batch.suffixes)
+        targets = self.targets(batch, sequences)
+        n = batch.n_tokens
+        tokens_K = batch.tokens_K.to(targets.y.device)
+        critic = roles.stream("critic", roles.hidden("critic", sequences)[:n])
+        v_head = None if config.q_form == "logits" else roles.value("critic", critic.hidden)
+        q = q_of_tokens(
+            critic, v_head, targets.logprob_ref, targets.z_ref, tokens_K, config.q_form, config.beta
+        )
+        policy = roles.stream("policy", roles.hidden("policy", sequences)[:n])
+        reference = roles.stream("reference", targets.hidden_ref)
+        loss_q = critic_loss(q, targets.y, config.huber_delta)
+        loss_pi = policy_loss(policy, critic, reference, config.q_form, config.beta)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        (loss_q + loss_pi).backward()
+        for role, optimizer in self.optimizers.items():
+            torch.nn.utils.clip_grad_norm_(list(roles.parameters(role).values()), config.clip_norm)
+            optimizer.step()
+        polyak(roles, config.tau)
+        return loss_q.item(), loss_pi.item(), targets.q.mean().item(), targets.v.mean().item(), n
+
+    @torch.no_grad()
+    def targets(self, batch: ActionBatch, sequences: Sequences) -> Targets:
+        """Retrace(λ) targets of every token of the batch from the target network."""
+        config, roles = self.config, self.roles
+        n = batch.n_tokens
+        hidden = roles.hidden("target", sequences)
+        hidden_ref = self.reference_hidden(batch)
+        device = hidden.device
+        tokens = batch.tokens_K.to(device)
+        drawn = torch.cat((tokens, tokens.new_zeros(len(hidden) - n)))
+        policy = None
+        if config.backup == "expected":
+            policy = roles.stream("policy", roles.hidden("policy", sequences))
+        stats = vocab_stats(
+            policy,
+            critic=roles.stream("target", hidden),
+            reference=roles.stream("reference", hidden_ref),
+            targets=drawn,
+            mix=mix_of(config.q_form, config.beta),
+        )
+        v_head = None if config.q_form == "logits" else roles.value("target", hidden)
+        values = token_values(stats, v_head, config.q_form, config.beta)
+        if config.backup == "expected":
+            assert values.v_expected is not None
+            v, logprob = values.v_expected, stats.at_p - stats.lse_p
+        else:
+            v, logprob = values.v_soft, values.logprob_soft
+        y = retrace_targets(
+            batch.reward_K.to(device),
+            batch.discount_K.to(device),
+            v[batch.next_K.to(device)].float(),
+            values.q[:n].float(),
+            trace_coefficients(logprob[:n], batch.logprob_mu_K.to(device), config.lam).float(),
+            batch.trace_goes_on_K.to(device),
+        )
+        return Targets(
+            y=y,
+            q=values.q[:n],
+            v=v[:n],
+            logprob_ref=(stats.at_r - stats.lse_r)[:n],
+            z_ref=stats.at_r[:n],
+            hidden_ref=hidden_ref[:n],
+        )
+
+    @torch.no_grad()
+    def reference_hidden(self, batch: ActionBatch) -> Tensor:
+        """[K + M, D]; computed once in an action's life, then kept with it."""
+        new = [a for a in batch.actions if a.hidden_ref is None]
+        if new:
+            prompts, suffixes = [], []
+            for action in new:
+                prompts.append(action.prompt[:-1])
+                suffixes.append(torch.cat((action.prompt[-1:], action.tokens[:-1])))
+                if action.next_prompt is not None:
+                    prompts.append(action.next_prompt[:-1])
+                    suffixes.append(action.next_prompt[-1:])
+            hidden = self.roles.hidden("reference", Sequences(prompts, suffixes))
+            lengths = [len(a.tokens) + (a.next_prompt is not None) for a in new]
+            for action, rows in zip(new, hidden.split(lengths), strict=True):
+                action.hidden_ref = rows.clone()
+        own = [_known(a.hidden_ref)[: len(a.tokens)] for a in batch.actions]
+        goes_on = batch.trace_goes_on_K.tolist()
+        ends = np.cumsum([len(a.tokens) for a in batch.actions]) - 1
+        bootstraps = [
+            _known(a.hidden_ref)[-1:] for a, end in zip(batch.actions, ends, strict=True)
+            if not a.terminated and not goes_on[end]
+        ]  # fmt: skip
+        return torch.cat(own + bootstraps)
+
+    @torch.no_grad()
+    def _bound_step(
+        self, before: Stream, batch: ActionBatch, params: list[torch.nn.Parameter], anchor: list[Tensor]
+    ) -> tuple[float, float]:
+        """Shorten the policy's step until KL(π_before ‖ π_after) on the fresh tokens keeps to the bound.
+
+        The KL of a short step grows with its square, so θ ← θ₀ + √(bound/KL)·(θ − θ₀) lands near the bound;
+        after five tries the step is taken back whole.
+        """
+        bound, share = self.config.max_kl_update, 1.0
+        sequences = Sequences(batch.prompts, batch.suffixes)
+        for _ in range(5):
+            hidden = self.roles.hidden("policy", sequences)[: batch.n_tokens]
+            after = self.roles.stream("policy", hidden)
+            kl = stream_kl(before, after).mean().item()
+            if kl <= bound:
+                return kl, share
+            factor = 0.95 * (bound / kl) ** 0.5 if np.isfinite(kl) else 0.0
+            share *= factor
+            torch._foreach_sub_(params, anchor)
+            torch._foreach_mul_(params, factor)
+            torch._foreach_add_(params, anchor)
+            if factor == 0.0:
+                break
+        torch._foreach_copy_(params, anchor)
+        return 0.0, 0.0
+
+    def _optimizer(self, role: Role, lr: float) -> torch.optim.Optimizer:
+        return make_optimizer(self.config.optimizer, list(self.roles.parameters(role).values()), lr)
+
+
+def _known(hidden: Tensor | None) -> Tensor:
+    assert hidden is not None
+    return hidden

@@ -1,0 +1,197 @@
+"""The training loop on one page: six stages, numbered. Everything that it calls is a function elsewhere."""
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from etpo.engine.actions import Action, collate
+from etpo.engine.checkpoint import latest_checkpoint
+from etpo.engine.config import Config
+from etpo.engine.learner import UpdateLog
+from etpo.engine.losses import stream_kl
+from etpo.engine.run import Best, Run, Stopwatch, open_run, rss_mib, sha256
+from etpo.engine.run_folder import RunFolder, write_atomically
+from etpo.engine.sampler import Sample, sample_actions
+from etpo.envs.standalone import standalone_program
+from etpo.envs.vector import Transition
+from etpo.kernels import Stream, linear_logprob
+
+Observer = Callable[[dict[str, Any]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended.
+
+    Attributes:
+        step: programs executed.
+        interrupted: True where Ctrl-C or SIGTERM ended it, after saving.
+        best: the best program, or None where none ran.
+        notes: lines about damaged checkpoints that were passed over.
+    """
+
+    step: int
+    interrupted: bool
+    best: Best | None
+    notes: list[str]
+
+
+def train(config: Config, folder: RunFolder, *, resume: bool = False, observe: Observer = lambda _: None) -> Outcome:
+    """Run ETPO (or, for `algo = reflection`, the frozen model) for `config.steps` programs.
+
+    Args:
+        config: the effective configuration.
+        folder: where everything goes (`RunFolder.create`, or an existing one with `resume`).
+        resume: go on from the newest whole checkpoint in `folder`.
+        observe: called with the metrics of every iteration.
+
+    Raises:
+        ModelError, DatasetError, ValueError: bad input, one line.
+    """
+    with open_run(config, folder) as run, interruptible() as interrupted:
+        checkpoint, notes = latest_checkpoint(folder.checkpoints, whole=True) if resume else (None, [])
+        if checkpoint:
+            run.restore(checkpoint)
+        elif resume:
+            folder.rewind({"metrics": 0, "programs": 0}, 0)
+        clock = Stopwatch(checkpoint.state["wall_s"] if checkpoint else 0.0)
+        per_iteration = config.envs * config.rollout_steps
+        while run.step < config.steps and not interrupted():
+            n_programs = min(per_iteration, config.steps - run.step)
+            run.wall_s = clock()
+            if run.step == 0 or n_programs < per_iteration:
+                run.save(whole=True)  # a longer run goes on from before a cut iteration
+            began, fresh, programs = time.monotonic(), [], []
+            while len(fresh) < n_programs:
+                rows = range(min(config.envs, n_programs - len(fresh)))
+                samples = roll_out(run, rows)  #                              1 roll out
+                transitions = run.environments.step([run.decode(s.tokens) for s in samples])  # 2 reward
+                fresh += store(run, rows, samples, transitions, programs)  #   3 store
+            log, kl_ref, entropy = None, *behaviour(run, fresh)
+            if config.algo == "etpo":
+                run.replay.add(fresh)
+                log = run.learner.update(fresh, run.replay, run.rng)  #        4 targets, 5 losses and step
+            n_tokens = sum(len(a.tokens) for a in fresh)
+            run.wall_s = clock()
+            metrics = summarise(run, programs, log) | {  #                      6 log, checkpoint
+                "kl_ref": kl_ref, "entropy": entropy, "wall_s": run.wall_s,
+                "tokens_per_s": n_tokens / (time.monotonic() - began),
+            }  # fmt: skip
+            folder.append(metrics, programs)
+            if run.step // config.checkpoint_every != (run.step - n_programs) // config.checkpoint_every:
+                run.save(whole=n_programs == per_iteration)
+            observe(metrics)
+        run.wall_s = clock()
+        run.save(whole=run.step % per_iteration == 0)
+        return Outcome(run.step, interrupted() and run.step < config.steps, run.best, notes)
+
+
+def roll_out(run: Run, rows: range) -> list[Sample]:
+    """Draw one action for each of the first environments, from the policy."""
+    with run.roles.acting("policy" if run.config.algo == "etpo" else "reference") as model:
+        return sample_actions(
+            model,
+            [run.encode(run.observations[row]) for row in rows],
+            max_new_tokens=run.config.max_new_tokens,
+            stop_token=run.tokenizer.eos_token_id,
+            generator=run.generator,
+            sampling=run.sampling,
+        )
+
+
+def store(
+    run: Run, rows: range, samples: list[Sample], transitions: list[Transition], programs: list[dict[str, Any]]
+) -> list[Action]:
+    """Actions for the replay buffer and records for programs.jsonl; moves the environments' counters on."""
+    actions = []
+    for row, sample, transition in zip(rows, samples, transitions, strict=True):
+        run.step += 1
+        prompt, text = run.observations[row], run.decode(sample.tokens)
+        actions.append(Action(
+            prompt=run.encode(prompt), tokens=sample.tokens, logprob_mu=sample.logprob_mu,
+            reward=transition.reward, terminated=transition.terminated,
+            next_prompt=None if transition.terminated else run.encode(transition.obs),
+            env=row, episode=run.episode_of[row], t=run.t_of[row], hidden=sample.hidden,
+        ))  # fmt: skip
+        info = transition.info
+        programs.append({
+            "step": run.step, "env": row, "episode": run.episode_of[row], "t": run.t_of[row],
+            "prompt_sha256": sha256(prompt), "prompt": prompt, "text": text, "tokens": sample.tokens.tolist(),
+            "logprob_mu": sample.logprob_mu.tolist(), "reward": transition.reward,
+            "outcome": info.get("outcome"), "auc_mean": info.get("auc_mean"), "auc_std": info.get("auc_std"),
+            "error": info.get("error"), "wall_s": info.get("wall_s"),
+        })  # fmt: skip
+        run.recent.append(text)
+        if info.get("auc_mean") is not None and (run.best is None or info["auc_mean"] > run.best.auc_mean):
+            run.best = Best(run.step, text, info["auc_mean"], info.get("auc_std"))
+            write_atomically(run.folder.best_file, standalone_program(text, run.config.protocol))
+        over = transition.terminated or transition.truncated
+        run.episode_of[row] += over
+        run.t_of[row] = 0 if over else run.t_of[row] + 1
+        run.observations[row] = transition.next_obs
+    return actions
+
+
+@torch.no_grad()
+def behaviour(run: Run, fresh: list[Action]) -> tuple[float, float]:
+    """(KL(π‖π̄), entropy) of the policy that drew the fresh actions, means in nat a token."""
+    batch = collate(fresh, run.config.gamma)
+    hidden = torch.cat([a.hidden for a in batch.actions if a.hidden is not None])
+    if run.config.algo != "etpo":
+        stream = run.roles.stream("reference", hidden)
+        return 0.0, _entropy(stream, batch.tokens_K.to(hidden.device))
+    stream = run.roles.stream("policy", hidden)
+    hidden_ref = run.learner.reference_hidden(batch)[: batch.n_tokens]
+    kl = stream_kl(stream, run.roles.stream("reference", hidden_ref)).mean().item()
+    return kl, _entropy(stream, batch.tokens_K.to(hidden.device))
+
+
+def _entropy(stream: Stream, tokens: torch.Tensor) -> float:
+    _, entropy = linear_logprob(
+        stream.hidden, stream.weight, tokens, bias=stream.bias, temperature=stream.temperature,
+        softcap=stream.softcap,
+    )  # fmt: skip
+    return entropy.mean().item()
+
+
+def summarise(run: Run, programs: list[dict[str, Any]], log: UpdateLog | None) -> dict[str, Any]:
+    """One iteration's record for metrics.jsonl (docs/metrics.md says what each key means)."""
+    update = dataclasses.asdict(log) if log else {}
+    return {
+        "step": run.step,
+        "stage": "train" if log else "act",
+        "reward_mean": float(np.mean([p["reward"] for p in programs])),
+        "runnable_share": float(np.mean([p["auc_mean"] is not None for p in programs])),
+        "distinct_share": len(set(run.recent)) / len(run.recent),
+        "auc_best": run.best.auc_mean if run.best else None,
+        "rss_mib": rss_mib(),
+        **{key: update.get(key) for key in ("kl_update", "step_share", "loss_q", "loss_pi", "q_mean", "v_mean")},
+    }
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM are noted, so that the iteration ends and is saved; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    seen: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,103 @@
+"""Low-rank adapters for several roles on one frozen base (LoRA: Hu 2021, arXiv:2106.09685).
+
+Every linear layer of the base but the LM head gets, for each role, W + s·B·A with s = α/r. The base is never
+changed; with no role in force a layer is the base itself, which is how the reference is had for nothing. Saved
+in PEFT's format, so that PEFT, vLLM and others load an adapter.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class ActiveRole:
+    """Which adapter the next forward uses; shared by all layers of one base."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+
+class RoleLinear(nn.Module):
+    """A frozen linear layer with one low-rank adapter a role.
+
+    y = x·Wᵀ + bias + s·(x·Aᵀ)·Bᵀ for the role in force. A [r, in] starts random, B [out, r] at zero: every role
+    starts as the base. Adapters are float32, whatever the base is.
+    """
+
+    def __init__(self, base: nn.Linear, roles: list[str], rank: int, scale: float, active: ActiveRole) -> None:
+        super().__init__()
+        self.weight, self.bias, self.scale = base.weight, base.bias, scale
+        self._active = [active]
+        factory = {"device": base.weight.device, "dtype": torch.float32}
+        self.lora_a = nn.ParameterDict({role: nn.Parameter(torch.empty(rank, base.in_features, **factory))
+                                        for role in roles})  # fmt: skip
+        self.lora_b = nn.ParameterDict({role: nn.Parameter(torch.zeros(base.out_features, rank, **factory))
+                                        for role in roles})  # fmt: skip
+        for a in self.lora_a.values():
+            nn.init.kaiming_uniform_(a, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        role = self._active[0].name
+        if role is None:
+            return y
+        a, b = self.lora_a[role].to(x.dtype), self.lora_b[role].to(x.dtype)
+        return y + self.scale * F.linear(F.linear(x, a), b)
+
+
+def add_adapters(model: nn.Module, head: nn.Module, roles: list[str], rank: int) -> ActiveRole:
+    """Freeze `model` and put a `RoleLinear` in the place of each of its linear layers but `head`."""
+    active = ActiveRole()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and child is not head:
+                setattr(parent, name, RoleLinear(child, roles, rank, scale=2.0, active=active))
+    return active
+
+
+def adapter_layers(model: nn.Module) -> dict[str, RoleLinear]:
+    """Every adapted layer by its path in the model."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, RoleLinear)}
+
+
+def save_adapter(model: nn.Module, role: str, rank: int, base_name: str, folder: Path) -> None:
+    """Write one role's adapter in PEFT's format: adapter_config.json and adapter_model.safetensors."""
+    layers = adapter_layers(model)
+    tensors = {}
+    for name, layer in layers.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = layer.lora_a[role].detach().cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = layer.lora_b[role].detach().cpu().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    adapter = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "target_modules": sorted({name.rsplit(".", 1)[-1] for name in layers}),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(adapter, indent=2) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def merge_adapter(model: nn.Module, role: str) -> None:
+    """Add one role's adapter to the base in place: W ← W + s·B·A. For export; the other roles are lost."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, RoleLinear):
+                out_features, in_features = child.weight.shape
+                merged = nn.Linear(in_features, out_features, bias=child.bias is not None, device="meta")
+                delta = child.scale * child.lora_b[role] @ child.lora_a[role]
+                merged.weight = nn.Parameter((child.weight.float() + delta).to(child.weight.dtype))
+                merged.bias = child.bias
+                setattr(parent, name, merged)

@@ -1,0 +1,82 @@
+"""The two losses of ETPO, as pure functions of streams. Source: arXiv:2402.06700.
+
+Means over real action tokens: the streams hold nothing else.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from etpo.engine.targets import QForm
+from etpo.kernels import Stream, gather_q, linear_kl, linear_logprob, soft_policy_kl
+
+
+def q_of_tokens(
+    critic: Stream, v_head_K: Tensor | None, logprob_ref_K: Tensor, z_ref_K: Tensor, tokens_K: Tensor,
+    q_form: QForm, beta: float,
+) -> Tensor:  # fmt: skip
+    """Q_θ(x_k, w_k) [K] with its gradient; one number of the critic's head a token.
+
+    Args:
+        critic: hidden [K, D] and head, with gradients.
+        v_head_K: the scalar head, or None for `logits`.
+        logprob_ref_K, z_ref_K: log π̄(w_k) and z_ref(w_k), without gradient.
+        tokens_K: int64 [K].
+    """
+    if q_form == "normalised":
+        assert v_head_K is not None
+        logprob, _ = linear_logprob(
+            critic.hidden, critic.weight, tokens_K, bias=critic.bias,
+            temperature=critic.temperature, softcap=critic.softcap,
+        )  # fmt: skip
+        return v_head_K + beta * (logprob - logprob_ref_K)
+    z_q = gather_q(critic.hidden, critic.weight, tokens_K, bias=critic.bias)
+    if q_form == "logits":
+        return z_q
+    assert v_head_K is not None
+    return v_head_K + beta * (z_q - z_ref_K)
+
+
+def critic_loss(q_K: Tensor, target_K: Tensor, huber_delta: float) -> Tensor:
+    """L_Q = mean Huber_δ(Q_θ(x_k, w_k) − y_k), scalar.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    if q_K.shape != target_K.shape:
+        raise ValueError(f"critic_loss: expected one shape, got {tuple(q_K.shape)} and {tuple(target_K.shape)}")
+    return F.huber_loss(q_K, target_K, delta=huber_delta)
+
+
+def policy_loss(policy: Stream, critic: Stream, reference: Stream, q_form: QForm, beta: float) -> Tensor:
+    """L_π = mean KL(π(·|x_k) ‖ π_Q(·|x_k)) over the whole vocabulary, scalar; critic and reference detached.
+
+    π_Q = π̄·exp(z_Q/β)/Z for `logits`, softmax(z_Q) for `residual` and `normalised`.
+    """
+    critic = detached(critic)
+    if q_form == "logits":
+        reference = detached(reference)
+        kl = soft_policy_kl(
+            policy.hidden, policy.weight, critic.hidden, critic.weight, reference.hidden, reference.weight, beta,
+            bias=policy.bias, q_bias=critic.bias, ref_bias=reference.bias,
+        )  # fmt: skip
+    else:
+        kl = stream_kl(policy, critic)
+    return kl.mean()
+
+
+def stream_kl(policy: Stream, reference: Stream) -> Tensor:
+    """KL(softmax(z_p) ‖ softmax(z_r)) [K], exact."""
+    return linear_kl(
+        policy.hidden, policy.weight, reference.hidden, reference.weight,
+        bias=policy.bias, ref_bias=reference.bias, temperature=policy.temperature,
+    )  # fmt: skip
+
+
+def detached(stream: Stream) -> Stream:
+    """The stream with no gradient in any of its parts."""
+
+    def cut(x: Tensor | None) -> Tensor | None:
+        return x.detach() if isinstance(x, torch.Tensor) else x
+
+    return stream._replace(hidden=stream.hidden.detach(), weight=stream.weight.detach(), bias=cut(stream.bias))

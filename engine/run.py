@@ -1,0 +1,262 @@
+"""One run's parts, put together and taken apart: models, environments, buffers, random states.
+
+`Run.state` and `Run.restore` are inverse: what a checkpoint holds is everything that decides the next iteration.
+"""
+
+import dataclasses
+import hashlib
+import os
+import resource
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from etpo.engine.actions import Action, Replay
+from etpo.engine.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer, save_checkpoint
+from etpo.engine.config import Config
+from etpo.engine.language_model import LanguageModel, load_language_model
+from etpo.engine.learner import Learner
+from etpo.engine.roles import TRAINED, FullRoles, LoraRoles
+from etpo.engine.run_folder import RunFolder
+from etpo.engine.sampler import Sampling
+from etpo.envs.vector import VectorRunner, make_env
+
+LORA_ABOVE_PARAMETERS = 100_000_000
+MOVING = ("policy", "critic", "target")
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best program so far."""
+
+    step: int
+    action: str
+    auc_mean: float
+    auc_std: float | None
+
+
+class Run:
+    """Everything that the loop works with. Build it with `Run.open`; use it as a context manager.
+
+    Attributes:
+        step: programs executed so far.
+        recent: the last 100 programs' texts, for the distinct share.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, model: LanguageModel, tokenizer: Any,
+                 environments: VectorRunner) -> None:  # fmt: skip
+        self.config, self.folder, self.tokenizer, self.environments = config, folder, tokenizer, environments
+        self.roles = make_roles(config, model)
+        self.learner = Learner(self.roles, config)
+        self.replay = Replay(config.replay_capacity)
+        self.sampling = Sampling(config.temperature, config.top_k, config.top_p)
+        self.generator = torch.Generator(device=model.device).manual_seed(config.seed)
+        self.rng = np.random.default_rng(config.seed)
+        self.context = model.context
+        self.step = 0
+        self.saved_step = -1
+        self.wall_s = 0.0
+        self.best: Best | None = None
+        self.recent: deque[str] = deque(maxlen=100)
+        self.observations = environments.reset(config.seed)
+        self.episode_of = [0] * config.envs
+        self.t_of = [0] * config.envs
+        self._ids: dict[str, Tensor] = {}
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.environments.close()
+        self.folder.close()
+
+    def encode(self, text: str) -> Tensor:
+        """A state's tokens, int64; the oldest are cut where the model's context leaves no room to answer."""
+        if text not in self._ids:
+            if len(self._ids) > 4096:
+                self._ids.clear()
+            ids = torch.tensor(self.tokenizer(text)["input_ids"], dtype=torch.int64)
+            room = self.context - self.config.max_new_tokens
+            self._ids[text] = ids[-max(room, 16):] if len(ids) > room else ids  # fmt: skip
+        return self._ids[text]
+
+    def decode(self, tokens: Tensor) -> str:
+        """An action's text, without its stop token."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def save(self, *, whole: bool) -> None:
+        """Write a checkpoint of this moment, once."""
+        if self.saved_step != self.step:
+            save_checkpoint(self.folder.checkpoints, Checkpoint(self.step, self.tensors(), self.state(whole)))
+            self.saved_step = self.step
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint, by name."""
+        tensors: dict[str, Tensor] = {}
+        for role in MOVING:
+            for name, parameter in self.roles.parameters(role).items():
+                tensors[f"{role}/{name}"] = parameter
+        for role in TRAINED:
+            names = list(self.roles.parameters(role))
+            tensors |= flatten_optimizer(f"optimizer.{role}", self.learner.optimizers[role], names)
+        for i, action in enumerate(self.replay.actions):
+            for name in ("prompt", "tokens", "logprob_mu", "next_prompt", "hidden_ref"):
+                value = getattr(action, name)
+                if value is not None:
+                    tensors[f"replay.{i}/{name}"] = value
+        tensors["random/generator"] = self.generator.get_state()
+        return tensors
+
+    def state(self, whole: bool) -> dict[str, Any]:
+        """Everything else of a checkpoint, as JSON."""
+        return {
+            "whole": whole,
+            "step": self.step,
+            "wall_s": self.wall_s,
+            "form": self.roles.form,
+            "best": dataclasses.asdict(self.best) if self.best else None,
+            "recent": list(self.recent),
+            "rng": self.rng.bit_generator.state,
+            "replay": [{k: getattr(a, k) for k in ("reward", "terminated", "env", "episode", "t")}
+                       for a in self.replay.actions],
+            "observations": self.observations,
+            "episode_of": self.episode_of,
+            "t_of": self.t_of,
+            "environments": self.environments.state_dict(),
+            "sizes": self.folder.sizes(),
+        }  # fmt: skip
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint, bit for bit; records written after it are dropped."""
+        tensors, state = checkpoint.tensors, checkpoint.state
+        load_roles(self.roles, tensors)
+        for role in TRAINED:
+            names = list(self.roles.parameters(role))
+            restore_optimizer(f"optimizer.{role}", self.learner.optimizers[role], names, tensors)
+        self.replay.actions = [
+            Action(
+                prompt=tensors[f"replay.{i}/prompt"], tokens=tensors[f"replay.{i}/tokens"],
+                logprob_mu=tensors[f"replay.{i}/logprob_mu"], next_prompt=tensors.get(f"replay.{i}/next_prompt"),
+                hidden_ref=tensors.get(f"replay.{i}/hidden_ref"),
+                **entry,
+            ) for i, entry in enumerate(state["replay"])
+        ]  # fmt: skip
+        self.generator.set_state(tensors["random/generator"])
+        self.rng.bit_generator.state = state["rng"]
+        self.step = self.saved_step = state["step"]
+        self.best = Best(**state["best"]) if state["best"] else None
+        self.recent.extend(state["recent"])
+        self.observations, self.episode_of, self.t_of = state["observations"], state["episode_of"], state["t_of"]
+        self.environments.load_state_dict(state["environments"])
+        self.folder.rewind(state["sizes"], self.step)
+
+
+def open_run(config: Config, folder: RunFolder) -> Run:
+    """Load the model, start the environments.
+
+    Raises:
+        ModelError, DatasetError, ValueError: one line each; nothing is left running.
+    """
+    set_threads(config.threads)
+    environments = make_environments(config)
+    try:
+        own_copy = folder.reference.is_dir()
+        name = str(folder.reference) if own_copy else config.model
+        model, tokenizer = load_language_model(name, torch_dtype(config), device_of(config))
+        run = Run(config, folder, model, tokenizer, environments)
+        if run.roles.form == "full" and not own_copy:
+            partial = folder.path / ".reference.partial"
+            model.hf.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            partial.rename(folder.reference)
+        return run
+    except BaseException:
+        environments.close()
+        raise
+
+
+def make_environments(config: Config) -> VectorRunner:
+    """`config.envs` environments of the configured kind, sharing one scorer."""
+    spec = config.env or "etpo/DataScience-v0"
+    shared: dict[str, Any] = {}
+    if config.env is None:
+        shared = {
+            "dataset": config.dataset, "target": config.target, "protocol": config.protocol,
+            "sandbox": config.sandbox, "timeout_s": config.timeout_s,
+            "max_episode_steps": config.max_episode_steps,
+        }  # fmt: skip
+    return VectorRunner([make_env(spec, **shared) for _ in range(config.envs)])
+
+
+def make_roles(config: Config, model: LanguageModel) -> FullRoles | LoraRoles:
+    """`full` for small models, `lora` above `LORA_ABOVE_PARAMETERS`, or as configured."""
+    form = config.roles
+    if form == "auto":
+        n_parameters = sum(p.numel() for p in model.hf.parameters())
+        form = "lora" if n_parameters > LORA_ABOVE_PARAMETERS else "full"
+    torch.manual_seed(config.seed)
+    return LoraRoles(model, config.lora_rank) if form == "lora" else FullRoles(model)
+
+
+@torch.no_grad()
+def load_roles(roles: FullRoles | LoraRoles, tensors: dict[str, Tensor]) -> None:
+    """Put a checkpoint's weights into the roles that move."""
+    for role in MOVING:
+        for name, parameter in roles.parameters(role).items():
+            parameter.copy_(tensors[f"{role}/{name}"])
+
+
+def device_of(config: Config) -> str:
+    """`auto`: a GPU where there is one."""
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def torch_dtype(config: Config) -> torch.dtype:
+    """`auto`: bfloat16 on a GPU, float32 on a CPU."""
+    if config.dtype == "auto":
+        return torch.float32 if device_of(config) == "cpu" else torch.bfloat16
+    return getattr(torch, config.dtype)
+
+
+def set_threads(threads: int) -> None:
+    """0: as many as the cores this process may use."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def rss_mib() -> float:
+    """Largest resident set of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Stopwatch:
+    """Seconds since the run began, kept over resumes by its start value."""
+
+    def __init__(self, already_s: float = 0.0) -> None:
+        self._start = time.monotonic() - already_s
+
+    def __call__(self) -> float:
+        return time.monotonic() - self._start
+
+
+def resolve_run(path: Path) -> RunFolder:
+    """The folder of an existing run.
+
+    Raises:
+        ValueError: no config.toml there.
+    """
+    folder = RunFolder(path)
+    if not folder.config_file.is_file():
+        raise ValueError(f"{path}: expected the folder of a run (with config.toml), got "
+                         f"{'a folder without one' if path.is_dir() else 'no such folder'}")  # fmt: skip
+    return folder

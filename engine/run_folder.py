@@ -1,0 +1,131 @@
+"""What a run leaves on disk: config, metrics, programs, the best program, TensorBoard events."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from etpo.engine.config import Config, to_toml
+
+METRICS = (
+    "reward_mean", "runnable_share", "distinct_share", "kl_ref", "kl_update", "step_share", "entropy", "loss_q",
+    "loss_pi", "q_mean", "v_mean", "auc_best", "tokens_per_s", "rss_mib",
+)  # fmt: skip
+
+
+class RunFolderError(Exception):
+    """The folder cannot be used. `usage` is True where another `--out` or `--resume` mends it."""
+
+    def __init__(self, message: str, *, usage: bool) -> None:
+        super().__init__(message)
+        self.usage = usage
+
+
+class RunFolder:
+    """Paths and append-only records of one run; two records a line end each file after every iteration.
+
+    Args:
+        path: the folder; it must exist (see `create`).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.toml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.programs_file = path / "programs.jsonl"
+        self.best_file = path / "best_program.py"
+        self.report_file = path / "report.html"
+        self.checkpoints = path / "checkpoints"
+        self.reference = path / "reference"
+        self._events: Any = None
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> "RunFolder":
+        """A new run's folder with its config.toml.
+
+        Raises:
+            RunFolderError: not empty, or not writable.
+        """
+        if path.is_dir() and any(path.iterdir()):
+            raise RunFolderError(
+                f"--out {path}: expected a new or empty folder, got one with files in it; choose another, or "
+                f"continue that run with --resume {path}", usage=True,
+            )  # fmt: skip
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            folder = cls(path)
+            write_atomically(folder.config_file, to_toml(config))
+        except OSError as error:
+            raise RunFolderError(
+                f"--out {path}: expected a folder that can be written, got {error.strerror or error}; "
+                "choose another", usage=False,
+            ) from None  # fmt: skip
+        return folder
+
+    def append(self, metrics: dict[str, Any], programs: list[dict[str, Any]]) -> None:
+        """One iteration's records, flushed."""
+        with self.programs_file.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(clean(record)) + "\n" for record in programs)
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean(metrics)) + "\n")
+        for name in METRICS:
+            value = metrics.get(name)
+            if value is not None and math.isfinite(value):
+                self._writer().add_scalar(name, value, metrics["step"])
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the record files, for a checkpoint."""
+        files = {"metrics": self.metrics_file, "programs": self.programs_file}
+        return {name: file.stat().st_size if file.exists() else 0 for name, file in files.items()}
+
+    def rewind(self, sizes: dict[str, int], step: int) -> None:
+        """Drop the records written after a checkpoint."""
+        for name, file in (("metrics", self.metrics_file), ("programs", self.programs_file)):
+            if file.exists():
+                os.truncate(file, sizes[name])
+        self._writer(purge_step=step + 1)
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def _writer(self, purge_step: int | None = None) -> Any:
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, needed once a run
+
+            self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge_step)
+        return self._events
+
+
+def default_out(config: Config) -> Path:
+    """`runs/<dataset>-<algo>-s<seed>-<time>`."""
+    name = Path(config.dataset).stem if config.env is None else config.env.replace(":", "-").replace("/", "-")
+    return Path("runs") / f"{name}-{config.algo}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside and rename: a reader sees the old text or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a .jsonl file; a last line cut by a kill is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def clean(record: dict[str, Any]) -> dict[str, Any]:
+    """NaN and infinity become null, so that every JSON reader takes the file."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}

@@ -1,0 +1,120 @@
+"""Values of token states and the per-token soft Bellman targets.
+
+Source: ETPO, arXiv:2402.06700; Retrace: Munos 2016, arXiv:1606.02647. Pure functions on tensors, no gradient.
+All values are in reward units.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from etpo.kernels import VocabStats
+
+QForm = Literal["logits", "residual", "normalised"]
+Backup = Literal["expected", "soft"]
+
+
+class TokenValues(NamedTuple):
+    """What a Q function says of N token states and the tokens drawn there.
+
+    Attributes:
+        q: [N], Q(x, w) of the token drawn.
+        v_soft: [N], V*(x) = β·log Σ_w π̄(w|x)·exp(Q(x, w)/β).
+        v_expected: [N], V_π(x) = E_π[Q] − β·KL(π‖π̄) = V* − β·KL(π‖π_Q); None without a policy.
+        logprob_soft: [N], log π_Q(w|x).
+    """
+
+    q: Tensor
+    v_soft: Tensor
+    v_expected: Tensor | None
+    logprob_soft: Tensor
+
+
+def mix_of(q_form: QForm, beta: float) -> tuple[float, float]:
+    """(a, b) of u = a·z_ref + b·z_Q, so that π_Q = softmax(u)."""
+    return (1.0, 1.0 / beta) if q_form == "logits" else (0.0, 1.0)
+
+
+def token_values(stats: VocabStats, v_head: Tensor | None, q_form: QForm, beta: float) -> TokenValues:
+    """Q, V*, V_π and log π_Q from the statistics of one sweep.
+
+    `logits`:      Q = z_Q(w),                                        V* = β·(lse u − lse z_ref)
+    `residual`:    Q = v + β·(z_Q(w) − z_ref(w)),                     V* = v + β·(lse z_Q − lse z_ref)
+    `normalised`:  Q = v + β·(log softmax(z_Q)(w) − log π̄(w)),        V* = v
+    and in each V_π = V* − β·KL(π‖π_Q).
+
+    Args:
+        stats: of (policy or None, critic, reference) with `mix_of(q_form, beta)`, fields [N].
+        v_head: [N], the scalar head; not used by `logits`.
+        q_form, beta: as configured; β > 0.
+
+    Raises:
+        ValueError: a form that needs the scalar head came without one.
+    """
+    if q_form == "logits":
+        q = stats.at_q
+        v_soft = beta * (stats.lse_u - stats.lse_r)
+        logprob_soft = stats.at_r + stats.at_q / beta - stats.lse_u
+    else:
+        if v_head is None:
+            raise ValueError(f"q_form '{q_form}': expected the scalar head's values, got None")
+        logprob_soft = stats.at_q - stats.lse_q
+        if q_form == "normalised":
+            q = v_head + beta * (logprob_soft - (stats.at_r - stats.lse_r))
+            v_soft = v_head
+        else:
+            q = v_head + beta * (stats.at_q - stats.at_r)
+            v_soft = v_head + beta * (stats.lse_q - stats.lse_r)
+    v_expected = None
+    if stats.e_pu is not None:
+        v_expected = v_soft - beta * (stats.e_pu - stats.lse_p + stats.lse_u)
+    return TokenValues(q, v_soft, v_expected, logprob_soft)
+
+
+def retrace_targets(
+    reward_K: Tensor,
+    discount_K: Tensor,
+    v_next_K: Tensor,
+    q_K: Tensor,
+    trace_K: Tensor,
+    trace_goes_on_K: Tensor,
+) -> Tensor:
+    """y_k = ρ_k + d_k·[ V̄(x_{k+1}) + c_{k+1}·(y_{k+1} − Q̄(x_{k+1}, w_{k+1})) ]
+
+    λ = 0 (c ≡ 0) is the one-step target y_k = ρ_k + d_k·V̄(x_{k+1}).
+
+    Args:
+        reward_K: [K], ρ; token states in the order of time inside every segment, segments one after another.
+        discount_K: [K], d: 1 inside an action, γ at its last token, 0 at termination.
+        v_next_K: [K], V̄ of the state after each token (any value where the discount is 0).
+        q_K: [K], Q̄ of the token drawn at each state.
+        trace_K: [K], c_k = λ·min(1, π_T(w_k)/μ(w_k)).
+        trace_goes_on_K: bool [K], True where state k + 1 of the row is the state after token k.
+
+    Returns:
+        [K], detached, in the dtype of `q_K`.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    rows = (reward_K, discount_K, v_next_K, q_K, trace_K, trace_goes_on_K)
+    if len({tuple(x.shape) for x in rows}) != 1 or q_K.dim() != 1:
+        raise ValueError(f"retrace_targets: expected six rows of one length, got {[tuple(x.shape) for x in rows]}")
+    # y_k = a_k + b_k·y_{k+1}: a scalar recursion over at most some ten thousand tokens, exact in float64.
+    goes_on = trace_goes_on_K.double()
+    shift = lambda x: torch.cat((x[1:], x.new_zeros(1)))  # noqa: E731
+    b_K = discount_K.double() * goes_on * shift(trace_K.double())
+    a_K = reward_K.double() + discount_K.double() * v_next_K.double() - b_K * shift(q_K.double())
+    a, b = a_K.tolist(), b_K.tolist()
+    y_next = 0.0
+    for k in range(len(a) - 1, -1, -1):
+        # b is exactly 0 at the end of a segment; a NaN or inf there must not leak into the one before it
+        y_next = a[k] + b[k] * y_next if b[k] else a[k]
+        a[k] = y_next
+    return torch.tensor(a, dtype=torch.float64, device=q_K.device).to(q_K.dtype)
+
+
+def trace_coefficients(logprob_target_K: Tensor, logprob_mu_K: Tensor, lam: float) -> Tensor:
+    """c_k = λ·min(1, π_T(w_k|x_k)/μ(w_k|x_k)), [K]."""
+    return lam * torch.exp((logprob_target_K - logprob_mu_K).clamp_max(0.0))

@@ -1,0 +1,10 @@
+"""Environments: data science with a sandbox, and small MDPs with exact solutions."""
+
+from gymnasium.envs.registration import register
+
+for _name, _entry_point in (
+    ("DataScience", "etpo.envs.data_science:DataScience"),
+    ("TokenMDP", "etpo.envs.token_mdp:TokenMDP"),
+    ("GridWorld", "etpo.envs.grid_world:GridWorld"),
+):
+    register(id=f"etpo/{_name}-v0", entry_point=_entry_point)

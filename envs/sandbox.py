@@ -1,0 +1,414 @@
+"""Runs programs that nobody has read: one process for each split of each program, forked from a warm server.
+
+What the box promises, one hostile test each (`tests/envs/test_sandbox.py`):
+
+- A program cannot take the trainer down, nor keep it waiting past the time limit.
+- Validation labels never leave the trainer. A child holds the arrays of its own split only, and nothing that it
+  sends is unpickled.
+- Limits on wall-clock, CPU, address space, file size, open files and processes; afterwards every process that
+  descends from the program is killed and its working folder deleted.
+- Started by root, each slot runs under a user id of its own, never shared, never `nobody`.
+
+What it does not protect against yet: reading files that the user (or, started by root, everybody) may read;
+network sockets; files left in folders that everybody may write to; filling the disk with many files. Where the
+trainer is not root, a program runs with the trainer's own user and can signal its processes.
+"""
+
+import ast
+import contextlib
+import fcntl
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from etpo.envs import sandbox_wire as wire
+
+SERVER_FILE = Path(__file__).with_name("sandbox_server.py")
+PIPE_BYTES = 2**20
+MAX_CLASSES = 10_000
+
+
+class SandboxError(Exception):
+    """The sandbox itself cannot work: its server does not start, or a mode was asked for that it lacks."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a program failed: the exception's kind, its message, and the line of the source (None: not in it)."""
+
+    kind: str
+    message: str
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """What came of one split.
+
+    Attributes:
+        outcome: one of `sandbox_wire.OUTCOMES`.
+        proba: [rows, columns] float64 as the program returned it, unchecked but for being readable; else None.
+        failure: what went wrong, None for `ok`.
+        stdout: the first characters of what the program printed.
+        wall_s: seconds from the fork to the end of the process.
+    """
+
+    outcome: str
+    proba: np.ndarray | None
+    failure: Failure | None
+    stdout: str
+    wall_s: float
+
+
+class SplitArrays:
+    """The arrays of one split in sealed anonymous memory, readable by each child that is given its descriptor.
+
+    Args:
+        x_train: [n_train, features] float64.
+        y_train: [n_train] int64.
+        x_val: [n_val, features] float64. There is deliberately no y_val.
+    """
+
+    def __init__(self, x_train: np.ndarray, y_train: np.ndarray, x_val: np.ndarray) -> None:
+        if x_train.ndim != 2 or x_val.ndim != 2 or y_train.shape != x_train.shape[:1]:
+            raise ValueError(
+                "expected x_train [n, f], y_train [n], x_val [m, f]; "
+                f"got {x_train.shape}, {y_train.shape}, {x_val.shape}"
+            )
+        self.n_val = x_val.shape[0]
+        self.fd = os.memfd_create("split", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with open(self.fd, "wb", closefd=False) as file:
+            file.write(wire.ARRAYS.pack(x_train.shape[0], x_val.shape[0], x_train.shape[1]))
+            file.write(np.ascontiguousarray(x_train, np.float64).tobytes())
+            file.write(np.ascontiguousarray(y_train, np.int64).tobytes())
+            file.write(np.ascontiguousarray(x_val, np.float64).tobytes())
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@dataclass
+class _Job:
+    number: int
+    source: bytes
+    arrays: SplitArrays
+    seed: int
+    timeout_s: float
+    restarted: bool = False
+    result_fd: int = -1
+    received: bytearray = field(default_factory=bytearray)
+    overflowed: bool = False
+
+
+def refuse(source: str) -> tuple[str, Failure] | None:
+    """What is known of a program without running it: (outcome, failure), or None where it may run.
+
+    Refused are the search estimators (`GridSearchCV`, `RandomizedSearchCV`, `HalvingGridSearchCV` and whatever
+    else ends in `SearchCV`), by name, attribute or import. Text that does not parse is an `error`.
+    """
+    if len(source.encode("utf-8", "surrogatepass")) > wire.MAX_SOURCE_BYTES:
+        return "error", Failure("SyntaxError", f"the program is longer than {wire.MAX_SOURCE_BYTES} bytes")
+    try:
+        source.encode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source)
+    except SyntaxError as error:
+        return "error", Failure("SyntaxError", str(error.msg), error.lineno)
+    except UnicodeEncodeError:
+        return "error", Failure("SyntaxError", "the program is not valid Unicode text")
+    except (ValueError, RecursionError, MemoryError):
+        return "error", Failure("SyntaxError", "the program cannot be parsed: null bytes or too deeply nested")
+    for node in ast.walk(tree):
+        names: Iterable[str] = ()
+        if isinstance(node, ast.Name):
+            names = (node.id,)
+        elif isinstance(node, ast.Attribute):
+            names = (node.attr,)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = (alias.name for alias in node.names)
+        for name in names:
+            if name.endswith("SearchCV"):
+                message = f"{name} is not allowed; choose the hyperparameters and fit one model"
+                return "refused", Failure("refused", message, getattr(node, "lineno", None))
+    return None
+
+
+class Sandbox:
+    """Runs jobs (program, arrays of one split, seed), many at once. A context manager; for one thread.
+
+    Args:
+        mode: `default`. (`strict` refuses to start while the kernel layers are missing.)
+        timeout_s: wall-clock seconds for one split, unless a job gives its own.
+        memory_mib: what a program may allocate on top of what the libraries take.
+        workers: processes at once; default one for each core this process may use.
+    """
+
+    def __init__(
+        self,
+        mode: str = "default",
+        timeout_s: float = 10.0,
+        memory_mib: int = 2048,
+        workers: int | None = None,
+    ) -> None:
+        if mode == "strict":
+            raise SandboxError("--sandbox strict needs Landlock, seccomp and namespaces; use --sandbox default")
+        if mode != "default":
+            raise ValueError(f"sandbox must be default or strict, got {mode!r}")
+        if not timeout_s > 0 or memory_mib <= 0:
+            raise ValueError(f"timeout_s and memory_mib must be positive, got {timeout_s} and {memory_mib}")
+        workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        if not 1 <= workers <= 256:
+            raise ValueError(f"workers must be 1 to 256, got {workers}")
+        self.timeout_s = timeout_s
+        self.memory_mib = memory_mib
+        self.workers = workers
+        self._next_number = 0
+        self._waiting: deque[_Job] = deque()
+        self._sent: dict[int, _Job] = {}
+        self._by_fd: dict[int, _Job] = {}
+        self._done: deque[tuple[int, SplitResult]] = deque()
+        self._process: subprocess.Popen | None = None
+        self._start()
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def submit(
+        self, source: str, arrays: SplitArrays, seed: int, timeout_s: float | None = None
+    ) -> int:
+        """Queue one split of one program; returns the job's number. See `wait`.
+
+        Args:
+            source: complete source that defines `build_model(x_train, y_train)`; checked with `refuse` before.
+            arrays: the split; must stay open until the job is done.
+            seed: what `random` and `np.random` are seeded with before the program starts.
+        """
+        job = _Job(self._next_number, source.encode(), arrays, seed, timeout_s or self.timeout_s)
+        self._next_number += 1
+        self._waiting.append(job)
+        self._send_waiting()
+        return job.number
+
+    def wait(self) -> tuple[int, SplitResult]:
+        """The next finished job, in the order in which jobs end. ValueError where none is under way."""
+        while not self._done:
+            if not (self._waiting or self._sent):
+                raise ValueError("no job is under way; submit one before waiting")
+            try:
+                self._send_waiting()
+                self._receive()
+            except (ConnectionError, BrokenPipeError):
+                self._server_died()
+        return self._done.popleft()
+
+    def run(self, jobs: Iterable[tuple[str, SplitArrays, int]]) -> list[SplitResult]:
+        """Run (source, arrays, seed) jobs in parallel; results in the order of submission."""
+        numbers = [self.submit(*job) for job in jobs]
+        results = dict(self.wait() for _ in numbers)
+        return [results[number] for number in numbers]
+
+    def cancel(self) -> None:
+        """Drop all that is under way, by starting the server anew. After an interrupt."""
+        if self._waiting or self._sent or self._done:
+            self._stop()
+            for job in self._sent.values():
+                os.close(job.result_fd)
+            self._waiting.clear()
+            self._sent.clear()
+            self._by_fd.clear()
+            self._done.clear()
+            self._start()
+
+    def close(self) -> None:
+        """Kill everything that runs and end the server."""
+        if self._process is not None:
+            self._stop()
+        for job in self._sent.values():
+            os.close(job.result_fd)
+        self._sent.clear()
+        self._waiting.clear()
+
+    def _start(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="etpo-sandbox-")
+        os.chmod(self._folder, 0o711)  # children pass through it to their own folder
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._stderr = os.memfd_create("sandbox-stderr", os.MFD_CLOEXEC)
+        self._ready = False
+        threads = dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-B", "-X", "utf8", SERVER_FILE]
+            + [str(theirs.fileno()), self._folder, str(self.workers), str(self.memory_mib)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+            env={"PATH": os.defpath, "LANG": "C.UTF-8", "CUDA_VISIBLE_DEVICES": "", **threads},
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+        theirs.close()
+        self._poll = select.poll()
+        self._poll.register(self._control, select.POLLIN)
+
+    def _stop(self) -> None:
+        assert self._process is not None
+        self._control.close()
+        try:
+            self._process.wait(10.0)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._process = None
+        os.close(self._stderr)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _server_died(self) -> None:
+        """Start a new server. Jobs that were sent get a second chance, then count as `crashed`."""
+        assert self._process is not None
+        if not self._ready:
+            self._process.wait(10.0)
+            tail = os.pread(self._stderr, 4096, max(0, os.fstat(self._stderr).st_size - 4096))
+            last = tail.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            raise SandboxError(f"the sandbox's server did not start (code {self._process.returncode}): {last}")
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._stop()
+        lost = sorted(self._sent.values(), key=lambda job: job.number)
+        self._sent.clear()
+        self._by_fd.clear()
+        for job in reversed(lost):
+            os.close(job.result_fd)
+            if job.restarted:
+                failure = Failure("crashed", "the program ended the process that was to run it")
+                self._done.append((job.number, SplitResult("crashed", None, failure, "", 0.0)))
+            else:
+                self._waiting.appendleft(
+                    _Job(job.number, job.source, job.arrays, job.seed, job.timeout_s, restarted=True)
+                )
+        self._start()
+
+    def _send_waiting(self) -> None:
+        """Keep the server's socket filled with twice as many jobs as it runs at once, and no more."""
+        while self._waiting and len(self._sent) < 2 * self.workers:
+            job = self._waiting.popleft()
+            job.result_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(job.result_fd, False)
+            with contextlib.suppress(OSError):  # over the user's allowance for pipes: a smaller one is slower
+                fcntl.fcntl(job.result_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            self._sent[job.number] = job
+            self._by_fd[job.result_fd] = job
+            header = wire.REQUEST.pack(job.number, job.seed, job.timeout_s)
+            try:
+                socket.send_fds(self._control, [header + job.source], [job.arrays.fd, write_fd])
+            except (ConnectionError, BrokenPipeError):
+                self._server_died()
+            else:
+                self._poll.register(job.result_fd, select.POLLIN)
+            finally:
+                os.close(write_fd)
+
+    def _receive(self) -> None:
+        """Wait for the server or a child to say something, and take it in."""
+        for fd, _ in self._poll.poll():
+            if fd != self._control.fileno():
+                if fd in self._by_fd and not self._drain(self._by_fd[fd]):
+                    self._poll.unregister(fd)
+                continue
+            report = self._control.recv(wire.REPORT.size)
+            if not report:
+                raise ConnectionError
+            number, how, value, wall_s = wire.REPORT.unpack(report)
+            if number == wire.READY:
+                self._ready = True
+            else:
+                self._done.append((number, self._finish(self._sent.pop(number), how, value, wall_s)))
+
+    def _drain(self, job: _Job) -> bool:
+        """Read what the pipe holds; False at its end. More than a result can be is dropped."""
+        limit = wire.FRAME.size + 8 * job.arrays.n_val * MAX_CLASSES + wire.MAX_TEXT_BYTES
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(job.result_fd, PIPE_BYTES):
+                if len(job.received) + len(chunk) > limit:
+                    job.overflowed = True
+                else:
+                    job.received += chunk
+            return False
+        return True
+
+    def _finish(self, job: _Job, how: int, value: int, wall_s: float) -> SplitResult:
+        self._drain(job)
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(job.result_fd)
+        del self._by_fd[job.result_fd]
+        os.close(job.result_fd)
+        if how == wire.TIMED_OUT:
+            failure = Failure("timeout", f"the program took more than {job.timeout_s:g} s on one split")
+            return SplitResult("timeout", None, failure, "", wall_s)
+        if job.overflowed:
+            failure = Failure("invalid output", "the program sent more than a result")
+            return SplitResult("invalid_output", None, failure, "", wall_s)
+        if how == wire.EXITED and value == 0 and (result := _read_frame(bytes(job.received), wall_s)):
+            return result
+        if how == wire.SIGNALLED and value == signal.SIGXCPU:
+            failure = Failure("timeout", "the program used more processor time than one split may")
+            return SplitResult("timeout", None, failure, "", wall_s)
+        if how == wire.EXITED and value == wire.EXIT_NO_MEMORY:
+            return SplitResult("memory", None, _no_memory(), "", wall_s)
+        ended = f"exit code {value}" if how == wire.EXITED else f"signal {value}"
+        failure = Failure("crashed", f"the process ended with {ended} before the model was returned")
+        return SplitResult("crashed", None, failure, "", wall_s)
+
+
+def _no_memory() -> Failure:
+    return Failure("MemoryError", "the program needs more memory than it may use")
+
+
+def _read_frame(frame: bytes, wall_s: float) -> SplitResult | None:
+    """Parse what a child sent; None where it is no frame. Nothing in it is trusted."""
+    if len(frame) < wire.FRAME.size:
+        return None
+    magic, outcome, line, rows, columns, *sizes = wire.FRAME.unpack_from(frame)
+    array_bytes = 8 * rows * columns
+    if magic != wire.MAGIC or len(frame) != wire.FRAME.size + array_bytes + sum(sizes):
+        return None
+    text_start = wire.FRAME.size + array_bytes
+    ends = np.cumsum([text_start, *sizes])
+    kind, message, stdout = (
+        frame[start:end].decode("utf-8", "replace") for start, end in zip(ends[:-1], ends[1:], strict=True)
+    )
+    if outcome == wire.OK:
+        proba = np.frombuffer(frame, np.float64, rows * columns, wire.FRAME.size).reshape(rows, columns)
+        return SplitResult("ok", proba, None, stdout, wall_s)
+    if outcome == wire.MEMORY:
+        return SplitResult("memory", None, _no_memory(), stdout, wall_s)
+    if outcome not in (wire.ERROR, wire.REFUSED, wire.INVALID_OUTPUT):
+        return None
+    kind = re.sub(r"[^\w. ]", "", kind) or "Exception"
+    # Addresses differ from run to run; the prompt that shows the message must not.
+    message = re.sub(r"0x[0-9a-fA-F]{6,}", "0x…", message)
+    return SplitResult(wire.OUTCOMES[outcome], None, Failure(kind, message, line or None), stdout, wall_s)

@@ -1,0 +1,217 @@
+"""The reward of a program: its mean ROC AUC over random halvings of the data, scored where the labels are."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from etpo.envs.datasets import Dataset
+from etpo.envs.prompts import as_program, describe_error
+from etpo.envs.sandbox import Failure, Sandbox, SplitArrays, SplitResult, refuse
+
+FAILURE_REWARD = -1.0
+SPLIT_SEEDS = (0, 1, 2, 3, 4)
+ROW_SUM_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one program earned.
+
+    Attributes:
+        reward: `auc_mean`, or −1 where the program failed on any split.
+        outcome: `ok`, `error`, `timeout`, `memory`, `refused`, `invalid_output` or `crashed`.
+        auc_mean, auc_std: mean and population standard deviation over the splits; None unless `ok`.
+        error: one line for the reflection prompt; None for `ok`.
+        wall_s: seconds that the program's split processes took, added up.
+        auc_splits: ROC AUC of each split, in the order of the seeds; None unless `ok`.
+    """
+
+    reward: float
+    outcome: str
+    auc_mean: float | None
+    auc_std: float | None
+    error: str | None
+    wall_s: float
+    auc_splits: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """One halving: what a child gets (`arrays`), and what stays here."""
+
+    seed: int
+    arrays: SplitArrays
+    y_val: np.ndarray
+    train_classes: np.ndarray
+
+
+class Scorer:
+    """Scores programs on one data set. Results are kept by the program's text.
+
+    A program is scored on split 0 first; the other splits run only if that went well. Split `seed` trains on the
+    half that `train_test_split(test_size=0.5, random_state=seed)` gives: shuffled, not stratified.
+
+    Args:
+        dataset: what to score on.
+        sandbox: where programs run; not closed by the scorer.
+        split_seeds: one random halving each.
+        timeout_s: wall-clock seconds for one split; default the sandbox's.
+
+    Raises:
+        ValueError: a half of some split holds fewer than two classes.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        sandbox: Sandbox,
+        split_seeds: Iterable[int] = SPLIT_SEEDS,
+        timeout_s: float | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.sandbox = sandbox
+        self.timeout_s = timeout_s
+        self.splits = [make_split(dataset, seed) for seed in split_seeds]
+        if not self.splits:
+            raise ValueError("split_seeds must hold at least one seed, got none")
+        self._kept: dict[str, Score] = {}
+
+    def fresh(self, seeds: Iterable[int] = range(5, 25)) -> "Scorer":
+        """A scorer on splits that training never saw, for `auc_fresh`."""
+        return Scorer(self.dataset, self.sandbox, seeds, self.timeout_s)
+
+    def score(self, action: str) -> Score:
+        """Score one action: the body of `build_model`, or a program that defines it."""
+        return self.score_many([action])[0]
+
+    def score_many(self, actions: list[str]) -> list[Score]:
+        """Score many actions, in parallel over the sandbox's workers; scores in the order of the actions."""
+        try:
+            self._run([action for action in dict.fromkeys(actions) if action not in self._kept])
+        except BaseException:
+            self.sandbox.cancel()
+            raise
+        return [self._kept[action] for action in actions]
+
+    def _run(self, actions: list[str]) -> None:
+        """Run the splits of all actions, and keep each action's score when its last split is in."""
+        jobs: dict[int, tuple[str, int]] = {}
+        results: dict[str, dict[int, SplitResult]] = {}
+        sources = {action: as_program(action) for action in actions}
+
+        def submit(action: str, index: int) -> None:
+            split = self.splits[index]
+            number = self.sandbox.submit(sources[action], split.arrays, split.seed, self.timeout_s)
+            jobs[number] = (action, index)
+
+        for action in actions:
+            if (verdict := refuse(sources[action])) is not None:
+                outcome, failure = verdict
+                self._kept[action] = failed(outcome, _one_line(failure, action, sources[action]), 0.0)
+            else:
+                results[action] = {}
+                submit(action, 0)
+        while jobs:
+            number, result = self.sandbox.wait()
+            action, index = jobs.pop(number)
+            results[action][index] = result
+            if index == 0 and result.outcome == "ok" and self._auc(0, result)[1] is None:
+                for later in range(1, len(self.splits)):
+                    submit(action, later)
+                if len(self.splits) > 1:
+                    continue
+            if not any(waiting == action for waiting, _ in jobs.values()):
+                self._kept[action] = self._score(action, sources[action], results.pop(action))
+
+    def _score(self, action: str, source: str, results: dict[int, SplitResult]) -> Score:
+        """Put a program's splits together. Of several failures the one of the lowest split counts."""
+        wall_s = sum(result.wall_s for result in results.values())
+        aucs = []
+        for index in sorted(results):
+            result = results[index]
+            if result.failure is not None:
+                return failed(result.outcome, _one_line(result.failure, action, source), wall_s)
+            auc, problem = self._auc(index, result)
+            if problem is not None:
+                return failed("invalid_output", f"invalid output: {problem}", wall_s)
+            aucs.append(auc)
+        mean = float(np.mean(aucs))
+        return Score(mean, "ok", mean, float(np.std(aucs)), None, wall_s, tuple(aucs))
+
+    def _auc(self, index: int, result: SplitResult) -> tuple[float, str | None]:
+        """ROC AUC of one split, or NaN and what is wrong with the probabilities."""
+        split = self.splits[index]
+        assert result.proba is not None
+        classes = len(self.dataset.class_names)
+        problem = check_proba(result.proba, len(split.y_val), classes, len(split.train_classes))
+        if problem is not None:
+            return float("nan"), problem
+        proba = spread_columns(result.proba, split.train_classes, classes)
+        return roc_auc(split.y_val, proba), None
+
+
+def make_split(dataset: Dataset, seed: int) -> Split:
+    """The halving that scikit-learn's `train_test_split(test_size=0.5, random_state=seed)` makes."""
+    rows = len(dataset.y)
+    order = np.random.RandomState(seed).permutation(rows)  # noqa: NPY002 - the generator of train_test_split
+    n_val = -(-rows // 2)
+    val, train = order[:n_val], order[n_val:]
+    y_train, y_val = dataset.y[train], dataset.y[val]
+    for half, labels in (("training", y_train), ("validation", y_val)):
+        if len(np.unique(labels)) < 2:
+            raise ValueError(
+                f"data set {dataset.name}: the {half} half of split {seed} holds one class only; "
+                "use more rows, or a target whose classes are less rare"
+            )
+    return Split(seed, SplitArrays(dataset.x[train], y_train, dataset.x[val]), y_val, np.unique(y_train))
+
+
+def check_proba(proba: np.ndarray, rows: int, classes: int, train_classes: int) -> str | None:
+    """What is wrong with predicted probabilities, in one line, or None.
+
+    Columns may be as many as the data set has classes, or as the training half has.
+    """
+    if proba.shape[0] != rows or proba.shape[1] not in (classes, train_classes):
+        return f"predict_proba returned shape {proba.shape}, expected ({rows}, {classes})"
+    if not np.isfinite(proba).all():
+        return "predict_proba returned NaN or infinite values"
+    if (proba < -ROW_SUM_TOLERANCE).any() or (np.abs(proba.sum(axis=1) - 1) > ROW_SUM_TOLERANCE).any():
+        return "predict_proba returned rows that are not probabilities summing to 1"
+    return None
+
+
+def spread_columns(proba: np.ndarray, train_classes: np.ndarray, classes: int) -> np.ndarray:
+    """[rows, classes]: columns of classes that the training half lacks are filled in with zeros."""
+    if proba.shape[1] == classes:
+        return proba
+    full = np.zeros((proba.shape[0], classes))
+    full[:, train_classes] = proba
+    return full
+
+
+def roc_auc(y_val: np.ndarray, proba: np.ndarray) -> float:
+    """ROC AUC; with several classes one-vs-one, the plain mean over pairs of classes that `y_val` holds.
+
+    Args:
+        y_val: [rows] int64, class indices.
+        proba: [rows, classes] float64, rows sum to 1.
+    """
+    classes = proba.shape[1]
+    if classes == 2:
+        return float(roc_auc_score(y_val, proba[:, 1]))
+    proba = proba / proba.sum(axis=1, keepdims=True)  # scikit-learn is stricter about the sum than we are
+    return float(roc_auc_score(y_val, proba, multi_class="ovo", labels=np.arange(classes)))
+
+
+def failed(outcome: str, error: str, wall_s: float) -> Score:
+    return Score(FAILURE_REWARD, outcome, None, None, error, wall_s, None)
+
+
+def _one_line(failure: Failure, action: str, source: str) -> str:
+    line = failure.line
+    if line is not None and source != action:  # a bare body: the source has the signature before it
+        line = max(1, line - 1)
+    kind = type(failure.kind, (Exception,), {})
+    return describe_error(kind(failure.message), line)
