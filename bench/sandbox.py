@@ -74,7 +74,9 @@ def _rate(work: Callable[[int], None], batch: int, seconds: float, repeats: int)
 
 def _processor() -> str:
     with open("/proc/cpuinfo") as file:
-        return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown")
+        return next(
+            (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown"
+        )
 
 
 def main() -> None:

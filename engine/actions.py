@@ -6,6 +6,7 @@ which it bootstraps: the first state after an action whose successor is not in t
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,6 +121,10 @@ def collate(actions: list[Action], gamma: float) -> ActionBatch:
     )
 
 
+_PACKED = ("prompt", "tokens", "logprob_mu", "next_prompt", "hidden_ref")
+_PLAIN = ("reward", "terminated", "env", "episode", "t")
+
+
 class Replay:
     """A first-in, first-out buffer of whole actions.
 
@@ -136,6 +141,31 @@ class Replay:
 
     def add(self, actions: list[Action]) -> None:
         self.actions = (self.actions + actions)[-self.capacity :]
+
+    def state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        """The buffer as one packed tensor a field, and the rest of each action as JSON."""
+        entries: list[dict[str, Any]] = []
+        rows: dict[str, list[Tensor]] = {}
+        for action in self.actions:
+            lengths = {}
+            for name in _PACKED:
+                value = getattr(action, name)
+                if value is not None:
+                    rows.setdefault(name, []).append(value)
+                    lengths[name] = len(value)
+            entries.append({name: getattr(action, name) for name in _PLAIN} | {"lengths": lengths})
+        return {name: torch.cat(values) for name, values in rows.items()}, entries
+
+    def restore(self, packed: dict[str, Tensor], entries: list[dict[str, Any]]) -> None:
+        """The inverse of `state`."""
+        begin = dict.fromkeys(packed, 0)
+        self.actions = []
+        for entry in entries:
+            fields: dict[str, Any] = {name: entry[name] for name in _PLAIN} | {"next_prompt": None}
+            for name, length in entry["lengths"].items():
+                fields[name] = packed[name][begin[name] : begin[name] + length]
+                begin[name] += length
+            self.actions.append(Action(**fields))
 
     def sample(self, n_actions: int, rng: np.random.Generator) -> list[Action]:
         """About `n_actions` actions drawn without replacement, whole episodes at a time.

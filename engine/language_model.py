@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 # (layer, query [N, H, d], key [N, G, d], value [N, G, d]) -> [N, H, d]; H heads, G key-value heads.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+transformers_logging.disable_progress_bar()
 
 BUNDLED = "etpo-nano"
 LEAN_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

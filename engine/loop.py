@@ -19,7 +19,8 @@ from etpo.engine.losses import stream_kl
 from etpo.engine.run import Best, Run, Stopwatch, open_run, rss_mib, sha256
 from etpo.engine.run_folder import RunFolder, write_atomically
 from etpo.engine.sampler import Sample, sample_actions
-from etpo.envs.standalone import standalone_program
+from etpo.envs.data_science import DataScience
+from etpo.envs.standalone import best_program
 from etpo.envs.vector import Transition
 from etpo.kernels import Stream, linear_logprob
 
@@ -131,12 +132,20 @@ def store(
         run.recent.append(text)
         if info.get("auc_mean") is not None and (run.best is None or info["auc_mean"] > run.best.auc_mean):
             run.best = Best(run.step, text, info["auc_mean"], info.get("auc_std"))
-            write_atomically(run.folder.best_file, standalone_program(text, run.config.protocol))
+            write_best(run, row)
         over = transition.terminated or transition.truncated
         run.episode_of[row] += over
         run.t_of[row] = 0 if over else run.t_of[row] + 1
-        run.observations[row] = transition.next_obs
+        run.observations[row] = transition.next_obs_after_reset
     return actions
+
+
+def write_best(run: Run, row: int) -> None:
+    """best_program.py, for data-science environments: a file that runs without etpo."""
+    env, best = run.environments.envs[row], run.best
+    if isinstance(env, DataScience) and best is not None:
+        text = best_program(best.action, env.scorer.dataset, best.auc_mean, best.auc_std or 0.0)
+        write_atomically(run.folder.best_file, text)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etpo.engine.actions import Action, Replay
+from etpo.engine.actions import Replay
 from etpo.engine.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer, save_checkpoint
 from etpo.engine.config import Config
 from etpo.engine.language_model import LanguageModel, load_language_model
@@ -24,6 +24,7 @@ from etpo.engine.learner import Learner
 from etpo.engine.roles import TRAINED, FullRoles, LoraRoles
 from etpo.engine.run_folder import RunFolder
 from etpo.engine.sampler import Sampling
+from etpo.envs.data_science import DataScience
 from etpo.envs.vector import VectorRunner, make_env
 
 LORA_ABOVE_PARAMETERS = 100_000_000
@@ -104,11 +105,8 @@ class Run:
         for role in TRAINED:
             names = list(self.roles.parameters(role))
             tensors |= flatten_optimizer(f"optimizer.{role}", self.learner.optimizers[role], names)
-        for i, action in enumerate(self.replay.actions):
-            for name in ("prompt", "tokens", "logprob_mu", "next_prompt", "hidden_ref"):
-                value = getattr(action, name)
-                if value is not None:
-                    tensors[f"replay.{i}/{name}"] = value
+        for name, packed in self.replay.state()[0].items():
+            tensors[f"replay/{name}"] = packed
         tensors["random/generator"] = self.generator.get_state()
         return tensors
 
@@ -122,14 +120,13 @@ class Run:
             "best": dataclasses.asdict(self.best) if self.best else None,
             "recent": list(self.recent),
             "rng": self.rng.bit_generator.state,
-            "replay": [{k: getattr(a, k) for k in ("reward", "terminated", "env", "episode", "t")}
-                       for a in self.replay.actions],
+            "replay": self.replay.state()[1],
             "observations": self.observations,
             "episode_of": self.episode_of,
             "t_of": self.t_of,
             "environments": self.environments.state_dict(),
             "sizes": self.folder.sizes(),
-        }  # fmt: skip
+        }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, bit for bit; records written after it are dropped."""
@@ -138,14 +135,8 @@ class Run:
         for role in TRAINED:
             names = list(self.roles.parameters(role))
             restore_optimizer(f"optimizer.{role}", self.learner.optimizers[role], names, tensors)
-        self.replay.actions = [
-            Action(
-                prompt=tensors[f"replay.{i}/prompt"], tokens=tensors[f"replay.{i}/tokens"],
-                logprob_mu=tensors[f"replay.{i}/logprob_mu"], next_prompt=tensors.get(f"replay.{i}/next_prompt"),
-                hidden_ref=tensors.get(f"replay.{i}/hidden_ref"),
-                **entry,
-            ) for i, entry in enumerate(state["replay"])
-        ]  # fmt: skip
+        packed = {name[len("replay/") :]: t for name, t in tensors.items() if name.startswith("replay/")}
+        self.replay.restore(packed, state["replay"])
         self.generator.set_state(tensors["random/generator"])
         self.rng.bit_generator.state = state["rng"]
         self.step = self.saved_step = state["step"]
@@ -181,16 +172,20 @@ def open_run(config: Config, folder: RunFolder) -> Run:
 
 
 def make_environments(config: Config) -> VectorRunner:
-    """`config.envs` environments of the configured kind, sharing one scorer."""
-    spec = config.env or "etpo/DataScience-v0"
-    shared: dict[str, Any] = {}
-    if config.env is None:
-        shared = {
-            "dataset": config.dataset, "target": config.target, "protocol": config.protocol,
-            "sandbox": config.sandbox, "timeout_s": config.timeout_s,
-            "max_episode_steps": config.max_episode_steps,
-        }  # fmt: skip
-    return VectorRunner([make_env(spec, **shared) for _ in range(config.envs)])
+    """`config.envs` environments of the configured kind; the data-science ones share one scorer.
+
+    Raises:
+        DatasetError: absent or unreadable data.
+        ValueError: no such environment.
+    """
+    if config.env is not None:
+        return VectorRunner([make_env(config.env) for _ in range(config.envs)])
+    first = DataScience(
+        config.dataset, config.target, config.protocol, config.sandbox, config.timeout_s, config.max_episode_steps
+    )
+    others = [DataScience(scorer=first.scorer, max_episode_steps=config.max_episode_steps)
+              for _ in range(config.envs - 1)]  # fmt: skip
+    return VectorRunner([first, *others])
 
 
 def make_roles(config: Config, model: LanguageModel) -> FullRoles | LoraRoles:

@@ -4,12 +4,11 @@ import string
 from typing import Any
 
 import gymnasium
-from gymnasium.spaces import Text
-
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import reflection_prompt, task_prompt
 from etpo.envs.sandbox import Sandbox
 from etpo.envs.scoring import Score, Scorer
+from gymnasium.spaces import Text
 
 MAX_TEXT_CHARS = 1_000_000
 

@@ -16,9 +16,12 @@ from etpo.envs.prompts import task_prompt
 
 FAULTY_SHARE = 0.46
 REPAIR_SHARE = 0.30
+SAME_PROGRAM_SHARE = 0.95
 TWO_FAULTS_SHARE = 0.06
 # Faults whose error is the same whatever the model: a cheap one is run in its place.
 ANY_MODEL = ("nothing_returned", "other_returned")
+# Faults of the imports and of the last lines: they may come on top of another.
+SECOND = ("missing_import", "misspelt_module", "unfitted", "wrong_variable", "wrong_shape", "wrong_method")
 _CHEAP = Call("GaussianNB")
 
 _WORDS = (
@@ -42,7 +45,7 @@ class Document:
         error: one line, where the failed program is followed by its repair; else None.
         repaired: the corrected body, or None.
         kind: the fault's kind, or None where the first program is right.
-        nats: −log p of the choices that made the bodies (an upper bound on −log p of their text).
+        nats: −log p of the choices that made the first body (in the mean, an upper bound on its entropy).
     """
 
     task: str
@@ -68,12 +71,10 @@ def draw_document(rng: random.Random) -> Document:
     if not d.coin(FAULTY_SHARE):
         return Document(task, program.text(), None, None, None, d.nats)
     kind, body, error = break_program(d, program, size)
-    if not rng.random() < REPAIR_SHARE / FAULTY_SHARE:
+    if rng.random() >= REPAIR_SHARE / FAULTY_SHARE:
         return Document(task, body, None, None, kind, d.nats)
-    repaired = program.text()
-    if d.coin(0.06):
-        repaired = draw_program(d, size).text()
-    return Document(task, body, error, repaired, kind, d.nats)
+    repaired = program if rng.random() < SAME_PROGRAM_SHARE else draw_program(Draw(rng), size)
+    return Document(task, body, error, repaired.text(), kind, d.nats)
 
 
 def draw_task(rng: random.Random) -> tuple[Size, str]:
@@ -113,7 +114,7 @@ def break_program(d: Draw, program: Program, size: Size) -> tuple[str, str, str]
         if isinstance(broken, Program) and kind in ANY_MODEL:
             tried = replace(broken, imports=imports_of(_CHEAP), model=_CHEAP)
         elif isinstance(broken, Program) and d.coin(TWO_FAULTS_SHARE):
-            second = FAULTS[d.pick(kinds, weights)][1](d, broken, size)
+            second = FAULTS[d.pick(SECOND)][1](d, broken, size)
             broken = tried = second or broken
         if broken is not None and tried is not None:
             error = first_error(_text(tried), size)

@@ -75,7 +75,9 @@ def _run(body: str, size: Size, n_train: int, n_val: int) -> str | None:
             if model is None:
                 raise TypeError("build_model returned None; it must return the fitted classifier")
             if not hasattr(model, "predict_proba"):
-                raise AttributeError(f"{type(model).__name__} has no predict_proba; return a classifier that has")
+                raise AttributeError(
+                    f"{type(model).__name__} has no predict_proba; return a classifier that has"
+                )
             proba = model.predict_proba(x_val)
         except Exception as error:
             kind = type(type(error).__name__, (Exception,), {})
@@ -87,5 +89,7 @@ def _run(body: str, size: Size, n_train: int, n_val: int) -> str | None:
 
 def _line(error: BaseException) -> int | None:
     """1-based line of the body: the last frame inside the program, one less for the signature."""
-    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == _FILE]
+    lines = [
+        line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == _FILE
+    ]
     return max(1, lines[-1] - 1) if lines else None

@@ -36,19 +36,27 @@ Fault = Callable[[Draw, Program, Size], Broken]
 
 
 def missing_import(d: Draw, program: Program, size: Size) -> Broken:
+    if not program.imports:
+        return None
     lost = d.integer(0, len(program.imports) - 1)
     return replace(program, imports=program.imports[:lost] + program.imports[lost + 1 :])
 
 
 def wrong_module(d: Draw, program: Program, size: Size) -> Broken:
-    at = d.integer(0, len(program.imports) - 1)
+    options = [i for i, (module, _) in enumerate(program.imports) if module in MODULE_TYPOS]
+    if not options:
+        return None
+    at = d.pick(options)
     module, name = program.imports[at]
     others = sorted({m for m in MODULE_OF.values() if m != module and m.count(".") == 1})
     return _import_changed(program, at, d.pick(others), name)
 
 
 def misspelt_module(d: Draw, program: Program, size: Size) -> Broken:
-    at = d.integer(0, len(program.imports) - 1)
+    options = [i for i, (module, _) in enumerate(program.imports) if module in MODULE_TYPOS]
+    if not options:
+        return None
+    at = d.pick(options)
     module, name = program.imports[at]
     return _import_changed(program, at, d.pick(MODULE_TYPOS[module]), name)
 
@@ -68,7 +76,9 @@ def class_not_imported(d: Draw, program: Program, size: Size) -> Broken:
     call, typo = _misnamed(d, program)
     if call is None:
         return None
-    return replace(program, model=_as_call(replace_call(program.model, call, Call(typo, call.args, call.kwargs))))
+    return replace(
+        program, model=_as_call(replace_call(program.model, call, Call(typo, call.args, call.kwargs)))
+    )
 
 
 def renamed_argument(d: Draw, program: Program, size: Size) -> Broken:
@@ -295,7 +305,9 @@ def sparse_for_dense(d: Draw, program: Program, size: Size) -> Broken:
 def negative_values(d: Draw, program: Program, size: Size) -> Broken:
     """Counts wanted, standardised values given."""
     model = program.model
-    if model.name != "make_pipeline" or not any(w in render(model) for w in ("chi2", "MultinomialNB", "ComplementNB")):
+    if model.name != "make_pipeline" or not any(
+        w in render(model) for w in ("chi2", "MultinomialNB", "ComplementNB")
+    ):
         return None
     name = d.pick(("StandardScaler", "RobustScaler", "PowerTransformer"), (6, 2, 1))
     return _model_changed(program, model.args[0], Call(name))  # type: ignore[arg-type]
@@ -307,7 +319,9 @@ def absent_package(d: Draw, program: Program, size: Size) -> Broken:
     found = [c for c in calls(program.model) if c.name in (*boosters, "RandomForestClassifier")]
     if not found:
         return None
-    package, name = d.pick((("xgboost", "XGBClassifier"), ("lightgbm", "LGBMClassifier"), ("catboost", "CatBoostClassifier")))
+    package, name = d.pick(
+        (("xgboost", "XGBClassifier"), ("lightgbm", "LGBMClassifier"), ("catboost", "CatBoostClassifier"))
+    )
     kept = tuple((k, v) for k, v in found[0].kwargs if k in ("n_estimators", "learning_rate", "max_depth"))
     changed = replace_call(program.model, found[0], Call(name, (), kept))
     imports = tuple((package, name) if n == found[0].name else (m, n) for m, n in program.imports)
@@ -351,7 +365,11 @@ def undefined_value(d: Draw, program: Program, size: Size) -> Broken:
 
 def positional_argument(d: Draw, program: Program, size: Size) -> Broken:
     """A value without its name, where the first argument is another one or must be named."""
-    options = [(c, k, v) for c, k, v in _literals(program) if c.name in MODULE_OF and not c.args and c.kwargs[0][0] == k]
+    options = [
+        (c, k, v)
+        for c, k, v in _literals(program)
+        if c.name in MODULE_OF and not c.args and c.kwargs[0][0] == k
+    ]
     if not options:
         return None
     call, _, value = d.pick(options)
@@ -363,7 +381,9 @@ def search(d: Draw, program: Program, size: Size) -> Broken:
     final = [c for c in calls(program.model) if c.kwargs and c.name in MODULE_OF][-1:]
     if not final or program.model.name in ("make_pipeline", "Pipeline"):
         return None
-    name, key = d.pick((("GridSearchCV", "param_grid"), ("RandomizedSearchCV", "param_distributions")), (3, 1))
+    name, key = d.pick(
+        (("GridSearchCV", "param_grid"), ("RandomizedSearchCV", "param_distributions")), (3, 1)
+    )
     argument, value = final[0].kwargs[0]
     if not isinstance(value, str):
         return None

@@ -37,6 +37,10 @@ MEMBERS = {
     "RandomForestClassifier": 4, "ExtraTreesClassifier": 3, "GradientBoostingClassifier": 3, "SVC": 3,
     "LinearDiscriminantAnalysis": 2, "BernoulliNB": 2, "MLPClassifier": 1,
 }  # fmt: skip
+CALIBRATED = {
+    "LinearSVC": 6, "SVC": 4, "RidgeClassifier": 4, "LogisticRegression": 3, "GaussianNB": 2, "BernoulliNB": 1,
+    "Perceptron": 1, "GradientBoostingClassifier": 1.5, "ExtraTreesClassifier": 1, "DecisionTreeClassifier": 1,
+}  # fmt: skip
 MEMBER_NAMES = {
     "LogisticRegression": "lr", "GaussianNB": "nb", "KNeighborsClassifier": "knn",
     "DecisionTreeClassifier": "tree", "RandomForestClassifier": "rf", "ExtraTreesClassifier": "et",
@@ -56,8 +60,8 @@ def _pipeline(d: Draw, steps: list[Call]) -> Call:
     if len(steps) == 1:
         return steps[0]
     if d.coin(0.12):
-        names = ("prep", "scale", "select")[: len(steps) - 1] + ("model",)
-        return Call("Pipeline", (Named(tuple(zip(names, steps, strict=True))),))
+        names = ("prep", "features")[: len(steps) - 1]
+        return Call("Pipeline", (Named(tuple(zip((*names, "model"), steps, strict=True))),))
     return Call("make_pipeline", tuple(steps))
 
 
@@ -106,7 +110,9 @@ def _svc(d: Draw) -> Call:
 
 def _mlp(d: Draw) -> Call:
     layers = [whole(4, 40)(d) for _ in range(2 if d.coin(0.25) else 1)]
-    kwargs: list[tuple[str, str]] = [("hidden_layer_sizes", "(" + ", ".join(layers) + ("," if len(layers) == 1 else "") + ")")]
+    kwargs: list[tuple[str, str]] = [
+        ("hidden_layer_sizes", "(" + ", ".join(layers) + ("," if len(layers) == 1 else "") + ")")
+    ]
     if d.coin(0.35):
         kwargs.append(("activation", word("tanh", "logistic")(d)))
     if d.coin(0.5):
@@ -133,9 +139,10 @@ def _gaussian_process(d: Draw) -> Call:
 
 def _ensemble(d: Draw, size: Size, family: str) -> Call:
     if family == "CalibratedClassifierCV":
-        base = d.pick(("LinearSVC", "SVC", "RidgeClassifier", "Perceptron", "GaussianNB", "ExtraTreeClassifier"),
-                      (6, 5, 4, 1.5, 2, 1))  # fmt: skip
+        base = d.pick(tuple(CALIBRATED), tuple(CALIBRATED.values()))
         call = _svc(d) if base == "SVC" else from_space(d, base)
+        if "n_estimators" in dict(call.kwargs):
+            call = call.with_kwargs(n_estimators=whole(8, 30)(d))
         kwargs = [("method", '"isotonic"')] if d.coin(0.35) else []
         return Call(family, (call,), (*kwargs, ("cv", str(d.integer(2, 5)))))
     if family == "OneVsRestClassifier":
@@ -205,6 +212,9 @@ def _steps(d: Draw, size: Size, family: str, final: Call) -> list[Call]:
     for kind in plan.split():
         if kind == "scale":
             steps.append(_scaler(d))
+        elif plan == "encode cross" and kind == "encode":
+            few = ("max_categories", whole(2, 5)(d))
+            steps.append(Call("OneHotEncoder", (), (("handle_unknown", '"ignore"'), few)))
         elif kind == "encode":
             steps.append(_encoder(d, dense))
         elif kind == "select":
@@ -248,4 +258,3 @@ def _crossing(d: Draw, size: Size, encoded: bool) -> Call:
     degree = "3" if size.n_features <= 12 and d.coin(0.12 if encoded else 0.35) else "2"
     kwargs = (("interaction_only", "True"),) if encoded or d.coin(0.6) else ()
     return Call("PolynomialFeatures", (), (("degree", degree), *kwargs))
-

@@ -103,7 +103,11 @@ def calls(value: Value) -> list[Call]:
         return []
     if isinstance(value, Named):
         return [inner for _, call in value.pairs for inner in calls(call)]
-    return [value, *(c for arg in value.args for c in calls(arg)), *(c for _, a in value.kwargs for c in calls(a))]
+    return [
+        value,
+        *(c for arg in value.args for c in calls(arg)),
+        *(c for _, a in value.kwargs for c in calls(a)),
+    ]
 
 
 def replace_call(value: Value, old: Call, new: Value) -> Value:
@@ -148,8 +152,6 @@ _NAMES = {
     "sklearn.kernel_approximation": "Nystroem RBFSampler",
 }
 MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
-
-
 
 
 @dataclass(frozen=True)

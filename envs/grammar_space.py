@@ -14,7 +14,13 @@ def real(low: float, high: float) -> Maker:
         value = d.log_uniform(low, high, 2 if d.coin(0.75) else 1)
         if value >= 10:
             return str(int(value))
-        return f"{value:.1f}" if value >= 1 else f"{value:.8f}".rstrip("0")
+        if value >= 1:
+            return f"{value:.1f}"
+        return (
+            f"{value:.5f}".rstrip("0")
+            if value >= 1e-3
+            else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+        )
 
     return make
 
@@ -120,7 +126,11 @@ SPACES: dict[str, tuple[tuple[str, float, Maker], ...]] = {
         ("l2_regularization", 0.35, real(1e-3, 30)),
         SEED,
     ),
-    "AdaBoostClassifier": (("n_estimators", 0.95, whole(10, 80)), ("learning_rate", 0.7, real(0.03, 2.0)), SEED),
+    "AdaBoostClassifier": (
+        ("n_estimators", 0.95, whole(10, 80)),
+        ("learning_rate", 0.7, real(0.03, 2.0)),
+        SEED,
+    ),
     "SVC": (
         ("C", 0.85, real(0.01, 300)),
         ("kernel", 0.3, word("poly", "sigmoid", "linear", "rbf")),
@@ -163,6 +173,7 @@ SPACES: dict[str, tuple[tuple[str, float, Maker], ...]] = {
     ),
     "RBFSampler": (("gamma", 0.8, real(1e-3, 3.0)), ("n_components", 0.85, whole(10, 120)), SEED),
 }
+
 
 def from_space(d: Draw, name: str) -> Call:
     """A call of `name` with arguments drawn from its table."""

@@ -9,12 +9,21 @@ CLASS_TYPOS: dict[str, tuple[str, ...]] = {
     "BernoulliNB": ("BernoulliNaiveBayes", "BernouliNB"),
     "MultinomialNB": ("MultinomialNaiveBayes", "MultiNB"),
     "ComplementNB": ("ComplimentNB",),
-    "KNeighborsClassifier": ("KNeighboursClassifier", "KNearestNeighbors", "KNNClassifier", "KNeighborClassifier"),
+    "KNeighborsClassifier": (
+        "KNeighboursClassifier",
+        "KNearestNeighbors",
+        "KNNClassifier",
+        "KNeighborClassifier",
+    ),
     "DecisionTreeClassifier": ("DecisionTree", "DecisionTreesClassifier", "TreeClassifier"),
     "RandomForestClassifier": ("RandomForest", "RandomForrestClassifier", "RandomForestsClassifier"),
     "ExtraTreesClassifier": ("ExtraTrees", "ExtraTreeEnsemble", "ExtremelyRandomizedTrees"),
     "GradientBoostingClassifier": ("GradientBoostClassifier", "GradientBoosting", "GBClassifier"),
-    "HistGradientBoostingClassifier": ("HistGradientBoosting", "HistGBClassifier", "HistGradientBoostClassifier"),
+    "HistGradientBoostingClassifier": (
+        "HistGradientBoosting",
+        "HistGBClassifier",
+        "HistGradientBoostClassifier",
+    ),
     "AdaBoostClassifier": ("AdaBoost", "AdaboostClassifier", "AdaBoostingClassifier"),
     "BaggingClassifier": ("Bagging", "BaggedClassifier"),
     "VotingClassifier": ("VoteClassifier", "VotingEnsemble"),
@@ -103,7 +112,12 @@ RENAMED_ARGUMENTS: dict[str, tuple[str, ...]] = {
 
 # Arguments of other classes, of older versions, or of other libraries.
 FOREIGN_ARGUMENTS: dict[str, tuple[tuple[str, str], ...]] = {
-    "LogisticRegression": (("multi_class", '"ovr"'), ("alpha", "0.1"), ("n_estimators", "100"), ("kernel", '"rbf"')),
+    "LogisticRegression": (
+        ("multi_class", '"ovr"'),
+        ("alpha", "0.1"),
+        ("n_estimators", "100"),
+        ("kernel", '"rbf"'),
+    ),
     "SGDClassifier": (("C", "1.0"), ("n_iter", "100"), ("solver", '"lbfgs"')),
     "LinearDiscriminantAnalysis": (("C", "0.5"), ("random_state", "0"), ("max_iter", "100")),
     "QuadraticDiscriminantAnalysis": (("n_components", "2"), ("random_state", "0"), ("C", "1.0")),
@@ -112,7 +126,12 @@ FOREIGN_ARGUMENTS: dict[str, tuple[tuple[str, str], ...]] = {
     "MultinomialNB": (("random_state", "0"), ("binarize", "0.5")),
     "KNeighborsClassifier": (("random_state", "0"), ("max_depth", "5"), ("C", "1.0"), ("n_estimators", "50")),
     "DecisionTreeClassifier": (("n_estimators", "100"), ("learning_rate", "0.1"), ("bootstrap", "True")),
-    "RandomForestClassifier": (("learning_rate", "0.1"), ("subsample", "0.8"), ("C", "1.0"), ("kernel", '"rbf"')),
+    "RandomForestClassifier": (
+        ("learning_rate", "0.1"),
+        ("subsample", "0.8"),
+        ("C", "1.0"),
+        ("kernel", '"rbf"'),
+    ),
     "ExtraTreesClassifier": (("learning_rate", "0.1"), ("splitter", '"random"'), ("subsample", "0.8")),
     "GradientBoostingClassifier": (("n_jobs", "1"), ("reg_lambda", "1.0"), ("bootstrap", "True")),
     "HistGradientBoostingClassifier": (("n_estimators", "100"), ("subsample", "0.8"), ("num_leaves", "15")),
@@ -173,7 +192,10 @@ REGRESSOR_OF: dict[str, tuple[str, tuple[str, ...]]] = {
     "DecisionTreeClassifier": ("DecisionTreeRegressor", ("max_depth", "min_samples_leaf")),
     "RandomForestClassifier": ("RandomForestRegressor", ("n_estimators", "max_depth", "min_samples_leaf")),
     "ExtraTreesClassifier": ("ExtraTreesRegressor", ("n_estimators", "max_depth", "min_samples_leaf")),
-    "GradientBoostingClassifier": ("GradientBoostingRegressor", ("n_estimators", "learning_rate", "max_depth")),
+    "GradientBoostingClassifier": (
+        "GradientBoostingRegressor",
+        ("n_estimators", "learning_rate", "max_depth"),
+    ),
     "HistGradientBoostingClassifier": ("HistGradientBoostingRegressor", ("max_iter", "learning_rate")),
     "SVC": ("SVR", ("C", "gamma")),
     "MLPClassifier": ("MLPRegressor", ("hidden_layer_sizes", "alpha", "max_iter", "solver", "activation")),

@@ -33,12 +33,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-
 from etpo.envs import sandbox_wire as wire
 
 SERVER_FILE = Path(__file__).with_name("sandbox_server.py")
 PIPE_BYTES = 2**20
-MAX_CLASSES = 10_000
+MAX_COLUMNS = 1_000
 
 
 class SandboxError(Exception):
@@ -138,7 +137,9 @@ def refuse(source: str) -> tuple[str, Failure] | None:
     except UnicodeEncodeError:
         return "error", Failure("SyntaxError", "the program is not valid Unicode text")
     except (ValueError, RecursionError, MemoryError):
-        return "error", Failure("SyntaxError", "the program cannot be parsed: null bytes or too deeply nested")
+        return "error", Failure(
+            "SyntaxError", "the program cannot be parsed: null bytes or too deeply nested"
+        )
     for node in ast.walk(tree):
         names: Iterable[str] = ()
         if isinstance(node, ast.Name):
@@ -172,7 +173,9 @@ class Sandbox:
         workers: int | None = None,
     ) -> None:
         if mode == "strict":
-            raise SandboxError("--sandbox strict needs Landlock, seccomp and namespaces; use --sandbox default")
+            raise SandboxError(
+                "--sandbox strict needs Landlock, seccomp and namespaces; use --sandbox default"
+            )
         if mode != "default":
             raise ValueError(f"sandbox must be default or strict, got {mode!r}")
         if not timeout_s > 0 or memory_mib <= 0:
@@ -188,6 +191,7 @@ class Sandbox:
         self._sent: dict[int, _Job] = {}
         self._by_fd: dict[int, _Job] = {}
         self._done: deque[tuple[int, SplitResult]] = deque()
+        self._closed = False
         self._process: subprocess.Popen | None = None
         self._start()
 
@@ -197,9 +201,7 @@ class Sandbox:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def submit(
-        self, source: str, arrays: SplitArrays, seed: int, timeout_s: float | None = None
-    ) -> int:
+    def submit(self, source: str, arrays: SplitArrays, seed: int, timeout_s: float | None = None) -> int:
         """Queue one split of one program; returns the job's number. See `wait`.
 
         Args:
@@ -207,10 +209,13 @@ class Sandbox:
             arrays: the split; must stay open until the job is done.
             seed: what `random` and `np.random` are seeded with before the program starts.
         """
+        if self._closed:
+            raise ValueError("this sandbox is closed; make a new one")
         job = _Job(self._next_number, source.encode(), arrays, seed, timeout_s or self.timeout_s)
         self._next_number += 1
         self._waiting.append(job)
-        self._send_waiting()
+        with contextlib.suppress(ConnectionError):  # a dead server is `wait`'s business
+            self._send_waiting()
         return job.number
 
     def wait(self) -> tuple[int, SplitResult]:
@@ -221,7 +226,7 @@ class Sandbox:
             try:
                 self._send_waiting()
                 self._receive()
-            except (ConnectionError, BrokenPipeError):
+            except ConnectionError:
                 self._server_died()
         return self._done.popleft()
 
@@ -232,25 +237,14 @@ class Sandbox:
         return [results[number] for number in numbers]
 
     def cancel(self) -> None:
-        """Drop all that is under way, by starting the server anew. After an interrupt."""
+        """Drop all that is under way, killing what runs. After an interrupt; the sandbox can go on being used."""
         if self._waiting or self._sent or self._done:
             self._stop()
-            for job in self._sent.values():
-                os.close(job.result_fd)
-            self._waiting.clear()
-            self._sent.clear()
-            self._by_fd.clear()
-            self._done.clear()
-            self._start()
 
     def close(self) -> None:
-        """Kill everything that runs and end the server."""
-        if self._process is not None:
-            self._stop()
-        for job in self._sent.values():
-            os.close(job.result_fd)
-        self._sent.clear()
-        self._waiting.clear()
+        """Kill what runs and end the server."""
+        self._closed = True
+        self._stop()
 
     def _start(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="etpo-sandbox-")
@@ -275,45 +269,49 @@ class Sandbox:
         self._poll = select.poll()
         self._poll.register(self._control, select.POLLIN)
 
-    def _stop(self) -> None:
-        assert self._process is not None
-        self._control.close()
-        try:
-            self._process.wait(10.0)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._process = None
-        os.close(self._stderr)
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def _stop(self) -> list[_Job]:
+        """End the server and forget all jobs; returns those that were sent to it, in order."""
+        sent = list(self._sent.values())
+        for job in sent:
+            os.close(job.result_fd)
+        for jobs in (self._waiting, self._sent, self._by_fd, self._done):
+            jobs.clear()
+        if self._process is not None:
+            self._control.close()  # at which the server kills what runs, removes its folder and ends
+            try:
+                self._process.wait(10.0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+            os.close(self._stderr)
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return sent
 
     def _server_died(self) -> None:
         """Start a new server. Jobs that were sent get a second chance, then count as `crashed`."""
         assert self._process is not None
         if not self._ready:
-            self._process.wait(10.0)
+            code = self._process.wait(10.0)
             tail = os.pread(self._stderr, 4096, max(0, os.fstat(self._stderr).st_size - 4096))
+            self._stop()
             last = tail.decode("utf-8", "replace").strip().rpartition("\n")[2]
-            raise SandboxError(f"the sandbox's server did not start (code {self._process.returncode}): {last}")
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._stop()
-        lost = sorted(self._sent.values(), key=lambda job: job.number)
-        self._sent.clear()
-        self._by_fd.clear()
-        for job in reversed(lost):
-            os.close(job.result_fd)
+            raise SandboxError(f"the sandbox's server did not start (exit code {code}): {last}")
+        waiting, done = list(self._waiting), list(self._done)
+        for job in self._stop():
             if job.restarted:
                 failure = Failure("crashed", "the program ended the process that was to run it")
-                self._done.append((job.number, SplitResult("crashed", None, failure, "", 0.0)))
+                done.append((job.number, SplitResult("crashed", None, failure, "", 0.0)))
             else:
-                self._waiting.appendleft(
-                    _Job(job.number, job.source, job.arrays, job.seed, job.timeout_s, restarted=True)
-                )
-        self._start()
+                again = _Job(job.number, job.source, job.arrays, job.seed, job.timeout_s, restarted=True)
+                self._waiting.append(again)
+        self._waiting.extend(waiting)
+        self._done.extend(done)
 
     def _send_waiting(self) -> None:
         """Keep the server's socket filled with twice as many jobs as it runs at once, and no more."""
+        if self._process is None:
+            self._start()
         while self._waiting and len(self._sent) < 2 * self.workers:
             job = self._waiting.popleft()
             job.result_fd, write_fd = os.pipe2(os.O_CLOEXEC)
@@ -325,9 +323,6 @@ class Sandbox:
             header = wire.REQUEST.pack(job.number, job.seed, job.timeout_s)
             try:
                 socket.send_fds(self._control, [header + job.source], [job.arrays.fd, write_fd])
-            except (ConnectionError, BrokenPipeError):
-                self._server_died()
-            else:
                 self._poll.register(job.result_fd, select.POLLIN)
             finally:
                 os.close(write_fd)
@@ -350,7 +345,7 @@ class Sandbox:
 
     def _drain(self, job: _Job) -> bool:
         """Read what the pipe holds; False at its end. More than a result can be is dropped."""
-        limit = wire.FRAME.size + 8 * job.arrays.n_val * MAX_CLASSES + wire.MAX_TEXT_BYTES
+        limit = wire.FRAME.size + 8 * job.arrays.n_val * MAX_COLUMNS + wire.MAX_TEXT_BYTES
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(job.result_fd, PIPE_BYTES):
                 if len(job.received) + len(chunk) > limit:

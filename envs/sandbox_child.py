@@ -78,9 +78,9 @@ def enter(data_fd: int, result_fd: int, folder: str, limits: Limits, server_pid:
     _keep_descriptors(data_fd, result_fd)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    cpu_s = int(limits.timeout_s) + 2
+    cpu_s = int(limits.timeout_s) + 2  # one second before the hard limit comes SIGXCPU, which says what it is
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     for what, value in (
-        (resource.RLIMIT_CPU, cpu_s),
         (resource.RLIMIT_AS, limits.address_space_bytes),
         (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
         (resource.RLIMIT_NPROC, limits.processes),
@@ -184,7 +184,9 @@ def _probabilities(source: str, seed: int) -> np.ndarray:
         if model is None:
             raise TypeError("build_model returned None; it must return the fitted classifier")
         if not hasattr(model, "predict_proba"):
-            raise AttributeError(f"{type(model).__name__} has no predict_proba; return a classifier that has")
+            raise AttributeError(
+                f"{type(model).__name__} has no predict_proba; return a classifier that has it"
+            )
         returned = model.predict_proba(x_val)
     try:
         proba = np.ascontiguousarray(returned, dtype=np.float64)

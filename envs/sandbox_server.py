@@ -7,10 +7,7 @@ region, which would not survive a fork. Imports nothing of etpo.
 
 import contextlib
 import ctypes
-import gc
-import importlib
 import os
-import pkgutil
 import resource
 import select
 import shutil
@@ -25,20 +22,6 @@ PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 OWN_PROCESSES = 64  # that one program may have at once, threads included
 STRAY_LIMIT_S = 5.0
 
-# What programs import and what scikit-learn imports late. All of it is loaded before the first fork: a child
-# that changed its user may be unable to read the interpreter's own files.
-WARM_MODULES = """
-    numpy numpy.fft numpy.linalg numpy.ma numpy.polynomial numpy.random numpy.testing
-    scipy.cluster.hierarchy scipy.fft scipy.integrate scipy.interpolate scipy.linalg scipy.ndimage scipy.optimize
-    scipy.signal scipy.sparse scipy.sparse.csgraph scipy.sparse.linalg scipy.spatial scipy.spatial.distance
-    scipy.special scipy.stats pandas pandas.api.types joblib
-    abc argparse bisect collections.abc concurrent.futures copy csv datetime decimal encodings.ascii
-    encodings.idna encodings.latin_1 enum fractions functools glob hashlib heapq inspect io itertools json logging
-    math multiprocessing.pool operator os pathlib pickle pprint queue random re shutil statistics string
-    subprocess tempfile textwrap threading time timeit traceback types typing unittest uuid warnings weakref
-""".split()
-SKIPPED = ("tests", "conftest", "externals", "_build_utils", "_testing")
-
 
 @dataclass
 class Running:
@@ -49,18 +32,6 @@ class Running:
     started: float
     deadline: float
     timed_out: bool = False
-
-
-def warm_up() -> None:
-    """Import what programs need; scikit-learn whole, without its tests."""
-    import sklearn
-
-    for name in WARM_MODULES:
-        importlib.import_module(name)
-    for module in pkgutil.walk_packages(sklearn.__path__, "sklearn.", onerror=lambda name: None):
-        if not any(part in SKIPPED for part in module.name.split(".")):
-            with contextlib.suppress(Exception):  # optional dependencies, such as matplotlib
-                importlib.import_module(module.name)
 
 
 def refuse_search_estimators(refusal: type[Exception]) -> None:
@@ -262,8 +233,6 @@ def main() -> None:
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # children of the same user cannot read our memory or descriptors
     refuse_search_estimators(child.SearchRefused)
     control = socket.socket(fileno=int(control_fd))
-    gc.collect()
-    gc.freeze()
     server = Server(control, folder, int(workers), int(memory_mib))
     try:
         server.serve()
@@ -272,8 +241,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    warm_up()
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    import sandbox_warm
+
+    sandbox_warm.warm_up()
     import sandbox_child as child
     import sandbox_wire as wire
 

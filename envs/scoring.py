@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
-
 from etpo.envs.datasets import Dataset
 from etpo.envs.prompts import as_program, describe_error
 from etpo.envs.sandbox import Failure, Sandbox, SplitArrays, SplitResult, refuse
+from sklearn.metrics import roc_auc_score
 
 FAILURE_REWARD = -1.0
 SPLIT_SEEDS = (0, 1, 2, 3, 4)
@@ -152,17 +151,21 @@ class Scorer:
         return roc_auc(split.y_val, proba), None
 
 
-def make_split(dataset: Dataset, seed: int) -> Split:
-    """The halving that scikit-learn's `train_test_split(test_size=0.5, random_state=seed)` makes."""
-    rows = len(dataset.y)
-    order = np.random.RandomState(seed).permutation(rows)  # noqa: NPY002 - the generator of train_test_split
+def halves(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers for training and for validation: `train_test_split(test_size=0.5, random_state=seed)`."""
+    order = np.random.RandomState(seed).permutation(rows)
     n_val = -(-rows // 2)
-    val, train = order[:n_val], order[n_val:]
+    return order[n_val:], order[:n_val]
+
+
+def make_split(dataset: Dataset, seed: int) -> Split:
+    """One halving of a data set. ValueError where a half holds fewer than two classes."""
+    train, val = halves(len(dataset.y), seed)
     y_train, y_val = dataset.y[train], dataset.y[val]
     for half, labels in (("training", y_train), ("validation", y_val)):
         if len(np.unique(labels)) < 2:
             raise ValueError(
-                f"data set {dataset.name}: the {half} half of split {seed} holds one class only; "
+                f"data set {dataset.name}: the {half} half of split {seed} holds fewer than 2 classes; "
                 "use more rows, or a target whose classes are less rare"
             )
     return Split(seed, SplitArrays(dataset.x[train], y_train, dataset.x[val]), y_val, np.unique(y_train))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-
 from etpo.envs.data_science import DataScience
 from etpo.envs.scoring import Score, Scorer
 
@@ -34,8 +33,8 @@ class Transition:
 class VectorRunner:
     """Steps environments with text observations and actions together, and resets those whose episode ended.
 
-    Data-science environments that share a scorer have their actions scored in one parallel batch; all others are
-    stepped one after another.
+    Data-science environments that share a scorer have their actions scored in one parallel batch; all others
+    are stepped one after another.
 
     Args:
         envs: at least one environment, all different objects.
@@ -48,31 +47,33 @@ class VectorRunner:
         self.observations: list[str] = []
 
     def reset(self, seed: int | None = None) -> list[str]:
-        """Start all episodes; environment i gets seed + i. Returns the observations, also kept in `observations`."""
+        """Start all episodes; environment i gets seed + i. Returns the observations (`self.observations`)."""
         seeds = [None if seed is None else seed + i for i in range(len(self.envs))]
         self.observations = [env.reset(seed=s)[0] for env, s in zip(self.envs, seeds, strict=True)]
         return list(self.observations)
 
     def step(self, actions: list[str]) -> list[Transition]:
-        """Act in every environment; `actions[i]` goes to environment i."""
-        if len(actions) != len(self.envs):
-            raise ValueError(f"expected {len(self.envs)} actions, one an environment, got {len(actions)}")
+        """Act in the first environments: `actions[i]` goes to environment i; those without an action wait."""
+        if not 1 <= len(actions) <= len(self.envs):
+            raise ValueError(
+                f"expected 1 to {len(self.envs)} actions, one an environment, got {len(actions)}"
+            )
         if not self.observations:
             raise ValueError("call reset or load_state_dict before the first step")
         scores = self._score(actions)
         transitions = []
-        for i, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
+        for i, (env, action) in enumerate(zip(self.envs, actions, strict=False)):
             result = env.finish(action, scores[i]) if isinstance(env, DataScience) else env.step(action)
             obs, reward, terminated, truncated, info = result
             after = env.reset()[0] if terminated or truncated else obs
             transitions.append(Transition(obs, float(reward), bool(terminated), bool(truncated), info, after))
-        self.observations = [transition.next_obs_after_reset for transition in transitions]
+        self.observations[: len(actions)] = [t.next_obs_after_reset for t in transitions]
         return transitions
 
     def _score(self, actions: list[str]) -> dict[int, Score]:
         """Scores of the data-science environments' actions, by environment; one batch for each scorer."""
         batches: dict[int, tuple[Scorer, list[int]]] = {}
-        for i, env in enumerate(self.envs):
+        for i, env in enumerate(self.envs[: len(actions)]):
             if isinstance(env, DataScience):
                 batches.setdefault(id(env.scorer), (env.scorer, []))[1].append(i)
         scores: dict[int, Score] = {}
@@ -91,10 +92,10 @@ class VectorRunner:
         """
         kept = state["envs"]
         if len(kept) != len(self.envs):
-            raise ValueError(f"the checkpoint has {len(kept)} environments, this run {len(self.envs)}; use as many")
+            raise ValueError(f"expected the checkpoint's {len(kept)} environments, got {len(self.envs)}")
+        pairs: list[tuple[Any, Any]] = list(zip(self.envs, kept, strict=True))
         self.observations = [
-            env.reset()[0] if one is None else env.load_state_dict(one)
-            for env, one in zip(self.envs, kept, strict=True)
+            env.reset()[0] if one is None else env.load_state_dict(one) for env, one in pairs
         ]
         return list(self.observations)
 
@@ -106,7 +107,8 @@ class VectorRunner:
 def make_env(spec: str, **kwargs: Any) -> gymnasium.Env:
     """Build an environment from `module:Class`, or from an id registered with gymnasium.
 
-    A module is looked for where Python looks, and last in the current folder. Keyword arguments go to the class.
+    A module is looked for where Python looks, and last in the current folder. Keyword arguments go to the
+    class.
 
     Raises:
         ValueError: no such module, class or id, or the class is no gymnasium environment.
@@ -116,8 +118,8 @@ def make_env(spec: str, **kwargs: Any) -> gymnasium.Env:
     try:
         registered = gymnasium.spec(spec)
     except gymnasium.error.Error as error:
-        raise ValueError(f"unknown environment {spec!r}: {error}; give a registered id or module:Class") from error
-    if spec.startswith("etpo/"):  # without gymnasium's wrappers, which would hide `finish` and take our arguments
+        raise ValueError(f"unknown environment {spec!r}: {error}; give an id or module:Class") from error
+    if spec.startswith("etpo/"):  # not by gymnasium.make: its wrappers hide `finish` and take our arguments
         assert isinstance(registered.entry_point, str)
         return _construct(registered.entry_point, {**registered.kwargs, **kwargs})
     return gymnasium.make(spec, **kwargs)

@@ -8,13 +8,16 @@ import gymnasium
 import numpy as np
 from etpo.envs.word_mdp import WordMDP, token_table
 
+NO_WORD_REWARD = -1.0
+
 
 class WordEnv(gymnasium.Env[str, str]):
     """Plays a word-level process; subclasses build it and name its states.
 
     An action is the word's letters without blanks, for example `"ba."`. The stop token is part of the word;
     a text that ends before it is closed by it, and letters behind the end of the word are ignored (see
-    `Words.parse`). `info` holds `state` (the state's number) and, after a step, `word` (the letters as said).
+    `Words.parse`). `info` holds `state` (the state's number) and, after a step, `word` (the letters as said)
+    or `error` (why the action is no word).
 
     Args:
         mdp: the process.
@@ -58,31 +61,36 @@ class WordEnv(gymnasium.Env[str, str]):
         return self._observations[self._state], {"state": self._state}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Say one word.
+        """Say one word. A text that is no word pays `NO_WORD_REWARD`, and the state stays as it is.
 
         Raises:
-            ValueError: the action is no word of this environment.
             gymnasium.error.ResetNeeded: the episode is over, or none was started.
         """
         if self._state is None:
             raise gymnasium.error.ResetNeeded("step: no episode is running, call reset first")
         words = self.mdp.words
-        word = words.parse(action)
-        s, a = self._state, words.word_ids[word]
-        reward, terminated = float(self.mdp.reward_SA[s, a]), bool(self.mdp.terminated_SA[s, a])
-        s_next = self._draw(self.mdp.next_SAS[s, a])
+        s = self._state
+        info: dict[str, Any]
+        try:
+            a = words.word_ids[words.parse(action)]
+        except ValueError as error:
+            s_next, reward, terminated = s, NO_WORD_REWARD, False
+            info = {"error": str(error)}
+        else:
+            reward, terminated = float(self.mdp.reward_SA[s, a]), bool(self.mdp.terminated_SA[s, a])
+            s_next = self._draw(self.mdp.next_SAS[s, a])
+            info = {"word": words.text(words.words[a])}
         self._step += 1
         truncated = not terminated and self._step >= self.max_steps
         self._state = None if terminated or truncated else s_next
-        info = {"state": s_next, "word": words.text(word)}
-        return self._observations[s_next], reward, terminated, truncated, info
+        return self._observations[s_next], reward, terminated, truncated, info | {"state": s_next}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on, as plain values that JSON can hold."""
         return {"state": self._state, "step": self._step, "random": self.np_random.bit_generator.state}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Continue where `state_dict` was taken; returns the observation to act on.
 
         Raises:
             ValueError: keys other than those of `state_dict`, or a state that this environment lacks.
@@ -93,6 +101,7 @@ class WordEnv(gymnasium.Env[str, str]):
             raise ValueError(f"state: expected a state below {len(self._observations)}, got {state['state']}")
         self._state, self._step = state["state"], state["step"]
         self.np_random.bit_generator.state = state["random"]
+        return "" if self._state is None else self._observations[self._state]
 
     def _draw(self, probability_S: np.ndarray) -> int:
         return int(self.np_random.choice(len(probability_S), p=probability_S))

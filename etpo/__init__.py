@@ -1,3 +1,81 @@
-"""etpo: entropy-regularised token-level policy optimisation of language models."""
+"""etpo: entropy-regularised token-level policy optimisation of language models.
+
+`Config`, `train`, `load` and `score` are the public names; what they need is imported when they are used.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from etpo.engine.config import Config
+    from etpo.engine.loop import Outcome
+    from etpo.engine.trained import Trained
+    from etpo.envs.scoring import Score
 
 __version__ = "0.1.0"
+__all__ = ["Config", "__version__", "load", "score", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Config":
+        from etpo.engine.config import Config
+
+        return Config
+    raise AttributeError(f"module 'etpo' has no attribute {name!r}")
+
+
+def train(config: "Config", out: str | Path | None = None, resume: bool = False) -> "Outcome":
+    """Train, and write report.html.
+
+    Args:
+        config: what to train, on what.
+        out: the run's folder, new or empty; default `config.out`, else `runs/<dataset>-<algo>-s<seed>-<time>`.
+        resume: go on with the run in `out`.
+
+    Raises:
+        RunFolderError, CheckpointError: the folder cannot be used.
+        ModelError, DatasetError, ValueError: bad input, one line.
+    """
+    from etpo.engine.loop import train as run_loop
+    from etpo.engine.report import write_report
+    from etpo.engine.run_folder import RunFolder, default_out
+    from etpo.engine.trained import resumed_run
+
+    path = Path(out or config.out or default_out(config))
+    folder = resumed_run(path, config) if resume else RunFolder.create(path, config)
+    outcome = run_loop(config, folder, resume=resume)
+    if outcome.step:
+        write_report(folder)
+    return outcome
+
+
+def load(path: str | Path, device: str = "auto") -> "Trained":
+    """The models of a run as its newest checkpoint left them; see `etpo.engine.trained.Trained`.
+
+    Raises:
+        CheckpointError: no run there, or no usable checkpoint in it.
+        ModelError: the base is absent or unreadable.
+    """
+    from etpo.engine.trained import load as load_run
+
+    return load_run(path, device)
+
+
+def score(program: str, dataset: str, target: str | None = None) -> "Score":
+    """Run one program in the sandbox and score it: mean ROC AUC over five random halvings, −1 if it fails.
+
+    Args:
+        program: source that defines `build_model(x_train, y_train)`, or its bare body.
+        dataset: name of a data set, or path of a CSV file.
+        target: the target's column; needed for a CSV file.
+
+    Raises:
+        UnknownDataset, DatasetError: no such data set, or it cannot be read.
+    """
+    from etpo.envs.datasets import load_dataset
+    from etpo.envs.sandbox import Sandbox
+    from etpo.envs.scoring import Scorer
+
+    data = load_dataset(dataset, target)
+    with Sandbox() as sandbox:
+        return Scorer(data, sandbox).score(program)

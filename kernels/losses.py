@@ -159,13 +159,9 @@ def gather_q(
 
 
 def _sweep(problem: Problem, fields: tuple[str, ...], backend: str) -> dict[str, Tensor]:
-    return sweep_of(backend, _first(problem).hidden.device)(problem, fields)
+    return sweep_of(backend, problem.first.hidden.device)(problem, fields)
 
 
 def _shaped(value: Tensor, problem: Problem, shape: torch.Size) -> Tensor:
-    dtype = torch.float64 if _first(problem).hidden.dtype == torch.float64 else torch.float32
+    dtype = problem.dtype
     return value.to(dtype).reshape(shape)
-
-
-def _first(problem: Problem) -> Stream:
-    return next(stream for stream in problem.streams if stream is not None)

@@ -1,39 +1,39 @@
 """The plain backend: every logit materialised, derivatives by autograd. The oracle of the other backends."""
 
 import torch
-from etpo.kernels.streams import Problem, Stream
+from etpo.kernels.streams import Problem, Source
 from torch import Tensor
 
 
-def stream_logits(stream: Stream) -> Tensor:
-    """Logits z [N, V] of a stream in float32 (float64 for float64 inputs)."""
-    dtype = torch.float64 if stream.hidden.dtype == torch.float64 else torch.float32
+def source_logits(source: Source) -> Tensor:
+    """Logits z [N, V] of a source in float32 (float64 for float64 inputs)."""
+    dtype = torch.float64 if source.hidden.dtype == torch.float64 else torch.float32
     # Autocast would take the products back to its own dtype.
-    with torch.autocast(stream.hidden.device.type, enabled=False):
-        hidden = stream.hidden.to(dtype)
-        z = hidden @ stream.weight.to(dtype).T
-        if stream.lora is not None:
-            a, b, scale = stream.lora
+    with torch.autocast(source.hidden.device.type, enabled=False):
+        hidden = source.hidden.to(dtype)
+        z = hidden if source.weight is None else hidden @ source.weight.to(dtype).T
+        if source.lora is not None:
+            a, b, scale = source.lora
             z = z + scale * ((hidden @ a.to(dtype).T) @ b.to(dtype).T)
-        if stream.bias is not None:
-            z = z + stream.bias.to(dtype)
-    if stream.softcap is not None:
-        z = stream.softcap * torch.tanh(z / stream.softcap)
-    return z / stream.temperature
+        if source.bias is not None:
+            z = z + source.bias.to(dtype)
+    if source.softcap is not None:
+        z = source.softcap * torch.tanh(z / source.softcap)
+    return z / source.temperature
 
 
 def sweep(problem: Problem, fields: tuple[str, ...]) -> dict[str, Tensor]:
     """The named statistics of `problem`, each [N]."""
     ignored = None if problem.targets is None else problem.targets == problem.ignore_index
     logits: list[Tensor | None] = []
-    for stream in problem.streams:
-        if stream is None:
+    for source in problem.sources:
+        if source is None:
             logits.append(None)
             continue
         if ignored is not None:
             # Not even a NaN of an ignored row may reach the gradient of the head: 0 · NaN is NaN.
-            stream = stream._replace(hidden=stream.hidden.masked_fill(ignored[:, None], 0.0))
-        logits.append(stream_logits(stream))
+            source = source._replace(hidden=source.hidden.masked_fill(ignored[:, None], 0.0))
+        logits.append(source_logits(source))
     return logit_statistics(logits, problem.targets, problem.mix, problem.ignore_index, fields)
 
 
@@ -81,6 +81,6 @@ def logit_statistics(
 
 
 def _mixed(z_q: Tensor | None, z_r: Tensor | None, mix: tuple[float, float]) -> Tensor:
-    """u = a·z_r + b·z_q; a coefficient of 0 drops its stream, infinities included."""
+    """u = a·z_r + b·z_q; a coefficient of 0 drops its source, infinities included."""
     terms = [c * z for c, z in zip(mix, (z_r, z_q), strict=True) if c != 0 and z is not None]
     return terms[0] if len(terms) == 1 else terms[0] + terms[1]

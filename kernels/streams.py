@@ -51,19 +51,43 @@ class VocabStats(NamedTuple):
     at_r: Tensor | None
 
 
-class Problem(NamedTuple):
-    """A checked sweep, the argument of every backend: hidden states flat [N, D], targets [N] int64."""
+class Source(NamedTuple):
+    """A checked stream, flat: hidden [N, D] with its head, or, where weight is None, logits [N, V] in `hidden`."""
 
-    policy: Stream | None
-    critic: Stream | None
-    reference: Stream | None
+    hidden: Tensor
+    weight: Tensor | None
+    bias: Tensor | None = None
+    lora: Lora | None = None
+    temperature: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def n_vocab(self) -> int:
+        return self.hidden.shape[1] if self.weight is None else self.weight.shape[0]
+
+
+class Problem(NamedTuple):
+    """A checked sweep, the argument of every backend; targets [N] are int64."""
+
+    policy: Source | None
+    critic: Source | None
+    reference: Source | None
     targets: Tensor | None
     mix: tuple[float, float]
     ignore_index: int
 
     @property
-    def streams(self) -> tuple[Stream | None, Stream | None, Stream | None]:
+    def sources(self) -> tuple[Source | None, Source | None, Source | None]:
         return self.policy, self.critic, self.reference
+
+    @property
+    def first(self) -> Source:
+        return next(source for source in self.sources if source is not None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of logits and results."""
+        return torch.float64 if self.first.hidden.dtype == torch.float64 else torch.float32
 
     @property
     def has_u(self) -> bool:
@@ -75,7 +99,7 @@ class Problem(NamedTuple):
 
 def available_fields(problem: Problem) -> tuple[str, ...]:
     """Names of the statistics that the streams of `problem` define."""
-    p, q, r = (stream is not None for stream in problem.streams)
+    p, q, r = (stream is not None for stream in problem.sources)
     u, t = problem.has_u, problem.targets is not None
     present = {
         "lse_p": p,
@@ -133,10 +157,15 @@ def build_problem(
             )
     if targets is not None:
         targets = check_targets(targets, shape, first.weight.shape[0], first.hidden.device, ignore_index)
-    flat = [
-        None if s is None else s._replace(hidden=s.hidden.reshape(-1, s.hidden.shape[-1])) for s in streams
-    ]
+    flat = [None if stream is None else _flat(stream) for stream in streams]
     return Problem(flat[0], flat[1], flat[2], targets, check_mix(mix), ignore_index), shape
+
+
+def _flat(stream: Stream) -> Source:
+    hidden = stream.hidden
+    if hidden.dim() == 3:
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+    return Source(hidden, *stream[1:])
 
 
 def check_mix(mix: tuple[float, float]) -> tuple[float, float]:

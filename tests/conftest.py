@@ -1,14 +1,17 @@
 """Fixtures that several folders share: tiny random language models."""
 
 import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from etpo.engine.language_model import LanguageModel
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def tiny_llama(seed: int = 0, **overrides) -> LlamaForCausalLM:
@@ -38,3 +41,23 @@ def lean_model(request) -> LanguageModel:
 @pytest.fixture
 def model() -> LanguageModel:
     return LanguageModel(tiny_llama())
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A model folder: a random Llama whose tokens are bytes; nothing is fetched."""
+    special = ["<|bos|>", "<|eos|>", "<|pad|>"]
+    symbols = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(symbols)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|bos|> $A", special_tokens=[("<|bos|>", 0)]
+    )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1], pad_token=special[2]
+    )
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tiny_llama(vocab_size=len(symbols), bos_token_id=0, eos_token_id=1, pad_token_id=2).save_pretrained(folder)
+    wrapped.save_pretrained(folder)
+    return folder

@@ -140,13 +140,22 @@ def test_the_environment_pays_what_the_tables_say() -> None:
     assert min(ended.values()) > 0
 
 
+def test_a_text_that_is_no_word_costs_a_step_and_stays() -> None:
+    env = TokenMDP(max_steps=2)
+    observation, info = env.reset(seed=0)
+    for truncated in (False, True):
+        step = env.step("hello")
+        message = "action: expected letters out of '.ab', got 'hello'"
+        assert step == (observation, -1.0, False, truncated, {"error": message, "state": info["state"]})
+
+
 def test_a_restored_environment_continues_as_the_saved_one() -> None:
     env, other = TokenMDP(), TokenMDP()
     env.reset(seed=5)
     env.step("a.")
     saved = json.loads(json.dumps(env.state_dict()))
     other.reset(seed=6)
-    other.load_state_dict(saved)
+    assert other.load_state_dict(saved) == f"s{saved['state']}"
     for word in ("b.", "ab.", ".", "ba."):
         steps = [e.step(word) for e in (env, other)]
         assert steps[0] == steps[1]

@@ -1,0 +1,112 @@
+"""Errors as people see them: one line that says what was expected, what came and what to do, and an exit code.
+
+0 done, 1 failed (absent or unreadable data, model or folder), 2 wrong use (an option or a name), 130 interrupted.
+"""
+
+import errno
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import click
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+# Decided by name: to import these classes would import torch, and make every `--help` slow. The first hit along
+# a class's bases counts.
+EXIT_CODES = {
+    "UnknownDataset": USAGE,
+    "DatasetError": FAILED,
+    "ModelError": FAILED,
+    "CheckpointError": FAILED,
+    "SandboxError": FAILED,
+    "OSError": FAILED,
+    "ValueError": USAGE,
+}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Failed(click.ClickException):
+    """A failure with its one line. Exit code 1."""
+
+    exit_code = FAILED
+
+
+class Group(click.Group):
+    """A click group whose every error is one line, and whose exit codes are those of this module."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command and leave the process with its exit code."""
+        if not kwargs.pop("standalone_mode", True):
+            return super().main(*args, standalone_mode=False, **kwargs)
+        if not sys.platform.startswith("linux"):
+            _leave(f"etpo runs on Linux only, this is {sys.platform}; use a Linux machine or WSL 2", FAILED)
+        self.debug = False
+        try:
+            result = super().main(*args, standalone_mode=False, **kwargs)
+        except (click.Abort, KeyboardInterrupt):
+            _leave("interrupted", INTERRUPTED)
+        except Exception as error:
+            if self.debug:
+                traceback.print_exc()
+            _leave(message_of(error), exit_code_of(error))
+        sys.exit(result if isinstance(result, int) else DONE)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        self.debug = bool(ctx.params.get("debug"))
+        return super().invoke(ctx)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from etpo.engine.config import nearest
+
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            known = self.list_commands(ctx)
+            raise click.UsageError(
+                f"expected a command ({', '.join(known)}), got '{name}'{nearest(name, known)}"
+            )
+        return super().resolve_command(ctx, args)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code that an exception ends a command with."""
+    if isinstance(error, click.ClickException):
+        return error.exit_code
+    if type(error).__name__ == "RunFolderError":
+        return USAGE if getattr(error, "usage", False) else FAILED
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return next((EXIT_CODES[name] for name in names if name in EXIT_CODES), FAILED)
+
+
+def message_of(error: BaseException) -> str:
+    """One line for an exception. One that nobody foresaw is named by its kind, and says how to see more."""
+    if isinstance(error, click.UsageError):
+        where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+        return _one_line(error.format_message()).rstrip(".") + where
+    if isinstance(error, click.ClickException):
+        return _one_line(error.format_message())
+    if isinstance(error, OSError) and error.errno is not None:
+        what = f"{error.filename}: " if error.filename else ""
+        return _one_line(f"{what}{error.strerror}")
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & (set(EXIT_CODES) | {"RunFolderError"}) and str(error):
+        return _one_line(str(error))
+    return _one_line(f"unexpected {type(error).__name__}: {error}") + "; `etpo --debug …` shows where"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True where a file could not be written for want of space; safetensors says so in words only."""
+    if isinstance(error, OSError):
+        return error.errno in DISK_FULL
+    return type(error).__name__ == "SafetensorError" and "No space left on device" in str(error)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    click.echo(f"Error: {message}" if code != INTERRUPTED else message, err=True)
+    sys.exit(code)

@@ -1,0 +1,215 @@
+"""A trained run, or a plain model, to draw programs from and to export."""
+
+import logging
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from etpo.engine.checkpoint import CheckpointError, latest_checkpoint
+from etpo.engine.config import Config, resolve, to_toml
+from etpo.engine.language_model import BUNDLED, LanguageModel, bundled_path, load_language_model
+from etpo.engine.roles import FullRoles, LoraRoles, Role
+from etpo.engine.run import device_of, load_roles, make_roles, torch_dtype
+from etpo.engine.run_folder import RunFolder, write_atomically
+from etpo.engine.sampler import Sampling, sample_actions
+from etpo.envs.datasets import load_dataset
+from etpo.envs.prompts import task_prompt
+from etpo.envs.vector import make_env
+
+ROWS = 32  # programs drawn at once: bounds the memory of the key-value cache
+
+
+@dataclass
+class Trained:
+    """The models of a run as its newest checkpoint left them.
+
+    Attributes:
+        config: the run's configuration.
+        folder: the run's folder.
+        step: programs executed up to the checkpoint.
+        best_action: the best program so far as it was drawn, or None.
+        roles: policy, critic, target and reference.
+        tokenizer: the model's own.
+        notes: one line for each newer checkpoint that is damaged.
+    """
+
+    config: Config
+    folder: RunFolder
+    step: int
+    best_action: str | None
+    roles: FullRoles | LoraRoles
+    tokenizer: Any
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Entered for good, so that an adapter of the policy is in force whenever nothing else is asked for.
+        self._policy = ExitStack()
+        self._model = self._policy.enter_context(self.roles.acting("policy"))
+
+    @property
+    def model(self) -> nn.Module:
+        """The policy as a Hugging Face model; for adapters, the base with the policy's adapter in force."""
+        return self._model.hf
+
+    def sample(
+        self, prompt: str, n: int, *, seed: int = 0, temperature: float = 1.0, role: Role = "policy"
+    ) -> list[str]:
+        """Draw n actions behind one prompt.
+
+        Args:
+            prompt: a text state, such as the task prompt of a data set.
+            n: how many, at least 1.
+            seed: decides every draw.
+            temperature: > 0; 1 draws from the role itself.
+            role: whose: `policy` as trained, or `reference` as it was before.
+
+        Raises:
+            ValueError: n, the temperature or the role is out of range.
+        """
+        if role not in ("policy", "reference"):
+            raise ValueError(f"role: expected policy or reference, got {role!r}")
+        with self.roles.acting(role) as model:
+            return draw(
+                model, self.tokenizer, prompt, n, seed=seed, temperature=temperature,
+                max_new_tokens=self.config.max_new_tokens,
+            )  # fmt: skip
+
+    def export(self, out: Path, role: Role = "policy", *, merge: bool = False) -> None:
+        """Write a role with its tokenizer to a folder that `from_pretrained` loads.
+
+        Full weights become a model folder; an adapter becomes a PEFT adapter, or with `merge` a model folder.
+        With `merge` this object is used up.
+
+        Raises:
+            ValueError: no such role, or the reference's adapter, which there is none of.
+        """
+        if role not in get_args(Role):
+            raise ValueError(f"role: expected one of {', '.join(get_args(Role))}, got {role!r}")
+        is_adapter = isinstance(self.roles, LoraRoles)
+        if is_adapter and role == "reference":
+            raise ValueError(f"role: the reference is {self.config.model} itself and has no adapter; "
+                             "expected policy, critic or target")  # fmt: skip
+        if is_adapter and not merge:
+            self.roles.save(role, out, base_name(self.config.model))
+        else:
+            self.roles.merged(role).save_pretrained(out)
+        self.tokenizer.save_pretrained(out)
+
+
+def load(path: str | Path, device: str = "auto") -> Trained:
+    """Load a run: its newest whole checkpoint on the base that it was trained from.
+
+    Args:
+        path: the run's folder.
+        device: `auto`, `cpu`, `cuda`, …; where the run was trained does not matter.
+
+    Raises:
+        CheckpointError: no run there, or no usable checkpoint in it.
+        ModelError: the base is absent or unreadable.
+    """
+    folder = existing_run(Path(path))
+    config = replace(resolve({}, folder.config_file), device=device)
+    checkpoint, notes = latest_checkpoint(folder.checkpoints)
+    if checkpoint is None:
+        found = "; ".join(notes) or "none was saved yet"
+        raise CheckpointError(f"{path}: expected a run with a checkpoint, got none ({found})")
+    base = str(folder.reference) if folder.reference.is_dir() else config.model
+    model, tokenizer = load_language_model(base, torch_dtype(config), device_of(config))
+    roles = make_roles(replace(config, roles=checkpoint.state["form"]), model)
+    load_roles(roles, checkpoint.tensors)
+    best = checkpoint.state["best"]
+    return Trained(config, folder, checkpoint.step, best["action"] if best else None, roles, tokenizer, notes)
+
+
+def existing_run(path: Path) -> RunFolder:
+    """The folder of a run. Raises CheckpointError where there is none."""
+    folder = RunFolder(path)
+    if not folder.config_file.is_file():
+        found = "a folder without one" if path.is_dir() else "no such folder"
+        raise CheckpointError(f"{path}: expected the folder of a run (with config.toml), got {found}; it is what "
+                              "`etpo train --out` named")  # fmt: skip
+    return folder
+
+
+def resumed_run(path: Path, config: Config) -> RunFolder:
+    """An existing run's folder, its config.toml rewritten for a run that goes on as `config` says.
+
+    Raises:
+        CheckpointError: no run there.
+        OSError: the folder cannot be written.
+    """
+    folder = existing_run(path)
+    write_atomically(folder.config_file, to_toml(config))
+    return folder
+
+
+def first_state(config: Config) -> tuple[str, str]:
+    """The first prompt of a run's environment, and a note for whatever is shown of it: ` (synthetic)` or nothing.
+
+    Raises:
+        DatasetError, ValueError: absent or unreadable data, no such environment.
+    """
+    if config.env is not None:
+        env = make_env(config.env)
+        prompt, _ = env.reset(seed=config.seed)
+        env.close()
+        return prompt, ""
+    data = load_dataset(config.dataset, config.target, config.protocol)
+    n_rows, n_features = data.x.shape
+    prompt = task_prompt(data.name, n_rows, n_features, len(data.class_names))
+    return prompt, " (synthetic)" if data.synthetic else ""
+
+
+def draw(
+    model: LanguageModel,
+    tokenizer: Any,
+    prompt: str,
+    n: int,
+    *,
+    seed: int,
+    temperature: float,
+    max_new_tokens: int,
+) -> list[str]:
+    """Draw n texts behind one prompt; the oldest of its tokens are cut where the context leaves no room.
+
+    Raises:
+        ValueError: n below 1, or a temperature that is not positive.
+    """
+    if n < 1 or not temperature > 0:
+        raise ValueError(f"expected n ≥ 1 and a temperature > 0, got {n} and {temperature}")
+    ids = torch.tensor(tokenizer(prompt)["input_ids"], dtype=torch.int64)
+    room = max(model.context - max_new_tokens, 16)
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    texts: list[str] = []
+    while len(texts) < n:
+        samples = sample_actions(
+            model, [ids[-room:]] * min(ROWS, n - len(texts)), max_new_tokens=max_new_tokens,
+            stop_token=tokenizer.eos_token_id, generator=generator, sampling=Sampling(temperature),
+        )  # fmt: skip
+        texts += [_decode(tokenizer, sample.tokens) for sample in samples]
+    return texts
+
+
+def _decode(tokenizer: Any, tokens: Tensor) -> str:
+    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def base_name(model: str) -> str:
+    """How an adapter names its base, so that it is found from any folder: a hub name, or an absolute path."""
+    path = bundled_path() if model == BUNDLED else Path(model).expanduser()
+    return str(path.resolve()) if path.is_dir() else model
+
+
+def quiet_transformers() -> None:
+    """No progress bars and no advice from transformers and the hub: what matters is said in our own lines."""
+    from transformers.utils import logging as transformers_logging
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -1,0 +1,104 @@
+"""Writes `best_program.py`: one file that shows the best program and scores it, with scikit-learn only."""
+
+import inspect
+
+from etpo.envs import datasets, scoring
+from etpo.envs.datasets import Dataset
+from etpo.envs.prompts import as_program
+
+_HEAD = '''\
+"""The best program for {title}.
+
+    python best_program.py DATA.csv --target {target}
+
+prepares the table and scores the program on {n_splits} random halvings, as in training.
+"""
+
+import os
+
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+import argparse
+import random
+import re
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+PAPER_PROTOCOL = {paper}
+SHARE_OF_ROWS = {share}
+SPLIT_SEEDS = {seeds}
+
+
+'''
+
+_MAIN = """
+
+def main():
+    parser = argparse.ArgumentParser(description="Score build_model on a table.")
+    parser.add_argument("csv", metavar="DATA.csv", help="the table, with a header line")
+    parser.add_argument("--target", required=True, help="the target's column")
+    options = parser.parse_args()
+    try:
+        table = pd.read_csv(options.csv, low_memory=False)
+    except (OSError, ValueError) as error:
+        sys.exit(f"cannot read {options.csv}: {error}")
+    if options.target not in table.columns:
+        sys.exit(f"{options.csv} has no column {options.target!r}; it has {', '.join(map(str, table.columns))}")
+    table = complete_rows(table, SHARE_OF_ROWS)
+    features = feature_columns(table, options.target)
+    x, y, class_names = to_arrays(table, features, options.target, PAPER_PROTOCOL)
+    warnings.simplefilter("ignore")
+    aucs = []
+    for seed in SPLIT_SEEDS:
+        train, val = halves(len(y), seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        model = build_model(x[train], y[train])
+        proba = np.asarray(model.predict_proba(x[val]), dtype=np.float64)
+        aucs.append(roc_auc(y[val], spread_columns(proba, np.unique(y[train]), len(class_names))))
+    print(f"ROC AUC mean {np.mean(aucs)!s} std {np.std(aucs)!s}")
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def standalone_program(action: str, protocol: str = "default", dataset: Dataset | None = None) -> str:
+    """The text of `best_program.py`: the program, the preparation, the scoring; needs scikit-learn only.
+
+    Its numbers are the scorer's, on the same table.
+
+    Args:
+        action: the body of `build_model`, or a program that defines it.
+        protocol: how the data set was prepared; `dataset.protocol` counts where a data set is given.
+        dataset: what the program was scored on. Without it the file does not name it, and `paper` keeps all rows.
+    """
+    protocol = protocol if dataset is None else dataset.protocol
+    recipe = None if dataset is None else datasets.RECIPES.get(dataset.name)
+    share = recipe.paper_share if recipe is not None and protocol == "paper" else 1.0
+    head = _HEAD.format(
+        title="a data set" if dataset is None else f"the data set {dataset.name}",
+        target="TARGET" if dataset is None else dataset.target,
+        n_splits=len(scoring.SPLIT_SEEDS),
+        paper=protocol == "paper",
+        share=share,
+        seeds=scoring.SPLIT_SEEDS,
+    )
+    helpers = (
+        datasets.complete_rows,
+        datasets.feature_columns,
+        datasets.to_arrays,
+        datasets.is_number,
+        datasets.encode,
+        scoring.halves,
+        scoring.spread_columns,
+        scoring.roc_auc,
+    )
+    parts = [as_program(action).rstrip() + "\n", *(inspect.getsource(helper) for helper in helpers)]
+    return head + "\n\n".join(parts) + _MAIN

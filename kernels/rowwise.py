@@ -1,0 +1,137 @@
+"""Functions of one number a token, over whole rows at a time: the derivative is made in the forward sweep.
+
+With one number a token, a cotangent only scales a token's derivative. So the forward sweep leaves either the
+derivative by the hidden states (frozen heads), or, where they are few, the derivative by the logits; backward scales
+it row by row, and recomputes nothing.
+"""
+
+from typing import NamedTuple
+
+import torch
+from etpo.kernels import tiles
+from etpo.kernels.chunked import TILE_ELEMENTS, P, Q, R, tiling_of
+from etpo.kernels.heads import Gradients, Head, product
+from etpo.kernels.streams import Problem
+from torch import Tensor
+
+KL, LOG_RATIO = range(2)
+
+# Rows of a chunk: enough for the matrix products, as long as a plane of logits stays below the second number.
+CHUNK_ROWS = 256
+PLANE_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
+
+
+class Part(NamedTuple):
+    """A derivative by the logits of a stream: share · ∂/∂(plane)."""
+
+    stream: int
+    share: float
+    plane: int
+
+
+def parts_of(problem: Problem, kind: int) -> list[Part]:
+    """How the derivatives by the planes give those by the streams. Planes: 0 p or r, 1 u.
+
+    KL(p ‖ u) has planes p and u; lse_u − lse_r has planes r and u.
+    """
+    a, b = problem.mix
+    shared = [Part(R, a, 1), Part(Q, b, 1)]
+    return [Part(P if kind == KL else R, 1.0, 0), *(part for part in shared if part.share != 0)]
+
+
+def forward(
+    problem: Problem, kind: int, hidden_grads: dict[int, Tensor], logit_grads: dict[int, Tensor]
+) -> Tensor:
+    """KL(p ‖ softmax u), or lse_u − lse_r, [N] float64; u = a·z_r + b·z_q. Heads have no softcap and no lora.
+
+    hidden_grads: by stream, [N, D] to which ∂/∂hidden is written. logit_grads: by plane, [N, V] to which the
+    derivative by the plane is written.
+    """
+    n_rows, n_vocab = problem.first.hidden.shape[0], problem.first.n_vocab
+    device, dtype = problem.first.hidden.device, problem.dtype
+    place = "cpu" if device.type == "cpu" else "cuda"
+    chunk = max(1, min(n_rows, CHUNK_ROWS, PLANE_ELEMENTS[place] // n_vocab))
+    step = min(chunk, max(4, TILE_ELEMENTS[place] // n_vocab))
+    heads = open_heads(problem, 0, n_vocab)
+    parts = parts_of(problem, kind)
+    mixed = [part for part in parts if part.plane == 1]
+    want_u = 1 in logit_grads or any(part.stream in hidden_grads for part in mixed)
+    spare = torch.empty(2, chunk, n_vocab, dtype=dtype, device=device)
+    scratch = torch.empty(2, step, n_vocab, dtype=dtype, device=device)
+    numbers = torch.empty(n_rows, dtype=torch.float64, device=device)
+    for start in range(0, n_rows, chunk):
+        stop = min(start + chunk, n_rows)
+        rows = slice(start, stop)
+        planes = [logit_grads[i][rows] if i in logit_grads else spare[i, : stop - start] for i in range(2)]
+        _fill(planes[0], heads, [part for part in parts if part.plane == 0], rows)
+        _fill(planes[1], heads, mixed, rows)
+        for first in range(0, stop - start, step):
+            first_plane, u = planes[0][first : first + step], planes[1][first : first + step]
+            prob, prob_u = scratch[0, : u.shape[0]], scratch[1, : u.shape[0]]
+            if kind == KL:
+                value = tiles.kl_rows(first_plane, u, prob, prob_u, want_u=want_u)
+            else:
+                value = tiles.log_ratio_rows(first_plane, u, prob)
+            numbers[start + first : start + first + step] = value
+        for stream, grad in hidden_grads.items():
+            own = [part for part in parts if part.stream == stream]
+            for k, part in enumerate(own):
+                alpha = part.share / heads[stream].source.temperature
+                weight = heads[stream].weight_block
+                product(grad[rows], planes[part.plane], weight, accumulate=k > 0, alpha=alpha)
+    return numbers
+
+
+def open_heads(problem: Problem, start: int, stop: int) -> dict[int, Head]:
+    """The heads of `problem` by stream, with block [start, stop) open."""
+    heads = {k: Head(source, problem.dtype) for k, source in enumerate(problem.sources) if source is not None}
+    casts: dict[int, Tensor] = {}
+    for head in heads.values():
+        head.open_block(start, stop, casts)
+    return heads
+
+
+def _fill(plane: Tensor, heads: dict[int, Head], parts: list[Part], rows: slice) -> None:
+    """plane = Σ share · logits over `parts`, in one product where their heads are the same."""
+    hiddens = [heads[part.stream].read_rows(rows).hidden for part in parts]
+    if len(parts) == 2 and _same_head(heads[parts[0].stream], heads[parts[1].stream]):
+        shares = (parts[0].share, parts[1].share)
+        hidden = hiddens[0] * shares[0] + hiddens[1] * shares[1]
+        heads[parts[0].stream].add_logits(hidden, 1.0, sum(shares), plane, accumulate=False)
+        return
+    for k, part in enumerate(parts):
+        heads[part.stream].add_logits(hiddens[k], part.share, part.share, plane, accumulate=k > 0)
+
+
+def _same_head(one: Head, other: Head) -> bool:
+    """True where the logits of both heads are one linear map of the hidden states, taken in their full dtype."""
+    a, b = one.source, other.source
+    same = a.weight is b.weight and a.bias is b.bias and a.temperature == b.temperature
+    return same and one.weight_block.dtype == one.dtype
+
+
+def backward(
+    problem: Problem, kind: int, g: Tensor, logit_grads: dict[int, Tensor], wanted: list[Tensor]
+) -> list[Tensor]:
+    """Gradients of `wanted` from the cotangent g [N] and the derivatives by the planes, [N, V] each."""
+    tiling = tiling_of(problem, g != 0)
+    sink = Gradients(wanted, problem.dtype)
+    parts = [part for part in parts_of(problem, kind) if part.plane in logit_grads]
+    streams = [k for k, source in enumerate(problem.sources) if source is not None and sink.wants(source)]
+    device = g.device
+    spare = torch.empty(2, tiling.chunk * tiling.block, dtype=problem.dtype, device=device)
+    for start, stop in tiling.blocks():
+        heads = open_heads(problem, start, stop)
+        for first, last, rows in tiling.chunks():
+            shape = (last - first, stop - start)
+            dz, scratch = (flat[: shape[0] * shape[1]].view(shape) for flat in spare)
+            for stream in streams:
+                terms = [
+                    (logit_grads[part.plane][rows, start:stop], part.share * g[rows])
+                    for part in parts
+                    if part.stream == stream
+                ]
+                tiles.weighted_sum(dz, terms)
+                heads[stream].backward(dz, None, heads[stream].read_rows(rows), rows, sink, scratch)
+        sink.close_block()
+    return sink.results()

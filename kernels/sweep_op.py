@@ -1,0 +1,147 @@
+"""The chunked sweep as a custom operator: differentiable, and opaque to torch.compile."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from etpo.kernels import chunked, tiles
+from etpo.kernels.flat import any_gradient, fake_gradient, flatten, no_autocast, unflatten
+from etpo.kernels.streams import Problem, VocabStats
+from torch import Tensor
+
+# Logits up to this size stay from forward to backward, as part of the workspace.
+KEEP_BYTES = 1 << 26
+
+
+@torch.library.custom_op("etpo::sweep", mutates_args=())
+def sweep_op(
+    tensors: Sequence[Tensor],
+    targets: Tensor | None,
+    slots: Sequence[int],
+    scales: Sequence[float],
+    ignore_index: int,
+    fields: Sequence[int],
+    keep: bool,
+    in_place: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """(statistics [ROWS, N] float64, logits kept for backward, flat, one for each stream that has a plane)."""
+    problem = unflatten(tensors, targets, slots, scales, ignore_index)
+    kept = _empty_kept(problem, fields) if keep else {}
+    with no_autocast(tensors[0]):
+        return chunked.forward(problem, set(fields), kept), list(kept.values())
+
+
+def _empty_kept(problem: Problem, fields: Sequence[int]) -> dict[int, Tensor]:
+    streams = sorted(chunked.forward_planes(set(fields), problem.mix) - {chunked.U})
+    hidden = problem.first.hidden
+    size = hidden.shape[0] * problem.first.n_vocab
+    return {k: torch.empty(size, dtype=problem.dtype, device=hidden.device) for k in streams}
+
+
+@sweep_op.register_fake
+def _(
+    tensors: Sequence[Tensor],
+    targets: Tensor | None,
+    slots: Sequence[int],
+    scales: Sequence[float],
+    ignore_index: int,
+    fields: Sequence[int],
+    keep: bool,
+    in_place: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    problem = unflatten(tensors, targets, slots, scales, ignore_index)
+    hidden = problem.first.hidden
+    table = hidden.new_empty((tiles.ROWS, hidden.shape[0]), dtype=torch.float64)
+    return table, list(_empty_kept(problem, fields).values()) if keep else []
+
+
+@torch.library.custom_op("etpo::sweep_backward", mutates_args=())
+def sweep_backward_op(
+    g: Tensor,
+    table: Tensor,
+    kept: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    targets: Tensor | None,
+    slots: Sequence[int],
+    scales: Sequence[float],
+    ignore_index: int,
+    fields: Sequence[int],
+    wanted: Sequence[int],
+) -> list[Tensor]:
+    """The gradients of tensors[i] for i in `wanted`."""
+    problem = unflatten(tensors, targets, slots, scales, ignore_index)
+    streams = sorted(chunked.forward_planes(set(fields), problem.mix) - {chunked.U})
+    held = dict(zip(streams, kept, strict=False))
+    with no_autocast(g):
+        return chunked.backward(problem, g, table, held, [tensors[i] for i in wanted], in_place=False)
+
+
+@sweep_backward_op.register_fake
+def _(
+    g: Tensor,
+    table: Tensor,
+    kept: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    targets: Tensor | None,
+    slots: Sequence[int],
+    scales: Sequence[float],
+    ignore_index: int,
+    fields: Sequence[int],
+    wanted: Sequence[int],
+) -> list[Tensor]:
+    return [fake_gradient(tensors[i]) for i in wanted]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
+    tensors, targets, *ctx.static = inputs
+    table, kept = output
+    ctx.n_tensors, ctx.has_targets = len(tensors), targets is not None
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*kept)
+    ctx.save_for_backward(table, *tensors, *([targets] if targets is not None else []), *kept)
+
+
+def _backward(ctx: Any, g: Tensor | None, _kept: Any) -> tuple[Any, ...]:
+    slots, scales, ignore_index, fields, _, in_place = ctx.static
+    grads: list[Tensor | None] = [None] * ctx.n_tensors
+    if g is None:
+        return grads, *[None] * 7
+    table, *saved = ctx.saved_tensors
+    tensors, saved = saved[: ctx.n_tensors], saved[ctx.n_tensors :]
+    targets = saved.pop(0) if ctx.has_targets else None
+    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[0]) if needed]
+    if in_place:
+        problem = unflatten(tensors, targets, slots, scales, ignore_index)
+        outs = [tensors[i] for i in wanted]
+        chunked.backward(problem, g, table, {}, outs, in_place=True)
+    else:
+        outs = sweep_backward_op(
+            g, table, saved, tensors, targets, slots, scales, ignore_index, fields, wanted
+        )
+    for i, out in zip(wanted, outs, strict=True):
+        grads[i] = out
+    return grads, *[None] * 7
+
+
+sweep_op.register_autograd(_backward, setup_context=_setup)
+
+
+def sweep(problem: Problem, fields: tuple[str, ...], *, in_place: bool = False) -> dict[str, Tensor]:
+    """The named statistics of `problem`, each [N] float64. in_place: backward overwrites given logits."""
+    tensors, slots, scales = flatten(problem)
+    indices = [VocabStats._fields.index(name) for name in fields]
+    keep = _keeps(problem, tensors, indices)
+    table, _ = sweep_op(
+        tensors, problem.targets, slots, scales, problem.ignore_index, indices, keep, in_place
+    )
+    rows = table.unbind(0)
+    return {name: rows[index] for name, index in zip(fields, indices, strict=True)}
+
+
+def _keeps(problem: Problem, tensors: list[Tensor], fields: list[int]) -> bool:
+    """True where the logits are few enough to be kept for backward; given logits are there anyway."""
+    if problem.first.weight is None or not any_gradient(tensors):
+        return False
+    n_planes = len(chunked.forward_planes(set(fields), problem.mix) - {chunked.U})
+    n_logits = problem.first.hidden.shape[0] * problem.first.n_vocab
+    return bool(n_planes * n_logits * problem.dtype.itemsize <= KEEP_BYTES)

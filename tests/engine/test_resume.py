@@ -1,0 +1,150 @@
+"""Runs that stop, are killed, or lose a checkpoint go on bit for bit."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from etpo.engine.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
+from etpo.engine.config import Config
+from etpo.engine.loop import train
+from etpo.engine.run_folder import RunFolder, read_records
+
+VOLATILE = {"wall_s", "tokens_per_s", "rss_mib"}
+
+
+def config_of(model: Path, steps: int, **overrides) -> Config:
+    settings = {
+        "env": "etpo/GridWorld-v0", "model": str(model), "steps": steps, "envs": 4, "rollout_steps": 2,
+        "max_new_tokens": 6, "replay_capacity": 16, "minibatch": 8, "updates_per_batch": 2, "threads": 1,
+        "checkpoint_every": 16,
+    }  # fmt: skip
+    return Config(**(settings | overrides))
+
+
+def run(path: Path, config: Config, *, resume: bool = False):
+    folder = RunFolder(path) if resume else RunFolder.create(path, config)
+    return train(config, folder, resume=resume)
+
+
+def left_behind(path: Path):
+    """Weights, moments, buffer and records, without what the clock decides."""
+    checkpoint, damaged = latest_checkpoint(path / "checkpoints")
+    assert checkpoint is not None
+    assert not damaged
+    strip = lambda records: [{k: v for k, v in r.items() if k not in VOLATILE} for r in records]  # noqa: E731
+    state = {k: v for k, v in checkpoint.state.items() if k not in VOLATILE | {"sizes"}}
+    records = [strip(read_records(path / name)) for name in ("metrics.jsonl", "programs.jsonl")]
+    return checkpoint.tensors, json.dumps(state, sort_keys=True), records
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    (tensors_a, state_a, records_a), (tensors_b, state_b, records_b) = left_behind(a), left_behind(b)
+    assert tensors_a.keys() == tensors_b.keys()
+    for name, tensor in tensors_a.items():
+        assert tensor.equal(tensors_b[name]), name
+    assert state_a == state_b
+    assert records_a == records_b
+
+
+@pytest.mark.parametrize("roles", ["full", "lora"])
+@pytest.mark.parametrize("first", [24, 21])
+def test_a_resumed_run_is_the_uninterrupted_run(tiny_folder, tmp_path, roles, first):
+    """48 steps = `first` + resume + the rest; 21 ends inside an iteration, which is then run again whole."""
+    run(tmp_path / "a", config_of(tiny_folder, 48, roles=roles))
+    outcome = run(tmp_path / "b", config_of(tiny_folder, first, roles=roles))
+    assert outcome.step == first
+    assert len(read_records(tmp_path / "b" / "programs.jsonl")) == first
+    run(tmp_path / "b", config_of(tiny_folder, 48, roles=roles), resume=True)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_learning_moves_the_policy(tiny_folder, tmp_path):
+    """Guards the test above: two runs that never learn would be equal too."""
+    run(tmp_path / "a", config_of(tiny_folder, 32))
+    tensors, _, _ = left_behind(tmp_path / "a")
+    before = latest_checkpoint_at(tmp_path / "a", 0)
+    name = "policy/model.layers.0.mlp.up_proj.weight"
+    assert not tensors[name].equal(before[name])
+
+
+def latest_checkpoint_at(path: Path, step: int):
+    return load_checkpoint(path / "checkpoints" / f"step-{step:06d}").tensors
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny_folder, tmp_path):
+    run(tmp_path / "a", config_of(tiny_folder, 48))
+    run(tmp_path / "b", config_of(tiny_folder, 40))
+    newest = list_checkpoints(tmp_path / "b" / "checkpoints")[-1]
+    weights = newest / "state.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    outcome = run(tmp_path / "b", config_of(tiny_folder, 48), resume=True)
+    assert len(outcome.notes) == 1
+    assert str(newest) in outcome.notes[0]
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+
+
+def start_child(path: Path, config: Config) -> BaseProcess:
+    """A run in a process of its own, resumed where the folder has one; forked from a warm server."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["etpo.engine.loop"])
+    folder = RunFolder(path) if (path / "config.toml").exists() else RunFolder.create(path, config)
+    child = context.Process(target=train, args=(config, folder), kwargs={"resume": True})
+    child.start()
+    return child
+
+
+def test_killed_at_random_moments_it_resumes(tiny_folder, tmp_path):
+    """SIGKILL at 20 random moments of one run; in the end it is the uninterrupted run."""
+    config = config_of(tiny_folder, 320)
+    run(tmp_path / "a", config)
+    rng = random.Random(0)
+    for _ in range(20):
+        child = start_child(tmp_path / "b", config)
+        wait_for_progress(tmp_path / "b", child)
+        time.sleep(rng.uniform(0.0, 0.2))
+        child.kill()
+        child.join()
+    assert not (tmp_path / "b" / "checkpoints" / "step-000320").exists(), "the kills should hit an unfinished run"
+    child = start_child(tmp_path / "b", config)
+    child.join()
+    assert child.exitcode == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def wait_for_progress(path: Path, child: BaseProcess) -> None:
+    """Until the child writes something, so that the kill hits a working run and not Python's start."""
+    before = newest_change(path)
+    while child.is_alive() and newest_change(path) == before:
+        time.sleep(0.01)
+
+
+def newest_change(path: Path) -> int:
+    changes = []
+    for file in path.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            changes.append(file.stat().st_mtime_ns)
+    return max(changes, default=0)
+
+
+def test_an_interrupt_saves_the_iteration(tiny_folder, tmp_path):
+    child = start_child(tmp_path / "b", config_of(tiny_folder, 100_000))
+    while not read_records(tmp_path / "b" / "metrics.jsonl"):
+        time.sleep(0.05)
+        assert child.is_alive()
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGINT)
+    child.join()
+    assert child.exitcode == 0
+    checkpoint, _ = latest_checkpoint(tmp_path / "b" / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.step == len(read_records(tmp_path / "b" / "programs.jsonl"))
