@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import sklearn
+
 from etpo.envs.datasets import Dataset
 from etpo.envs.sandbox import Sandbox
 from etpo.envs.scoring import Scorer, make_split
@@ -32,8 +33,8 @@ def small_table(rows: int = 500, features: int = 9) -> Dataset:
 def measure(workers: int | None = None, seconds: float = 3.0, repeats: int = 3) -> dict[str, Any]:
     """Median and range, over `repeats` rounds of about `seconds` each, of splits and programs a second.
 
-    A split is one LogisticRegression on 250×9 in its own process; a program is five of them, scored. No program
-    is run twice, so that nothing comes from the scorer's memory.
+    A split is one LogisticRegression on 250×9 in its own process; a program is five of them, scored. No
+    program is run twice, so that nothing comes from the scorer's memory.
     """
     table = small_table()
     with Sandbox(workers=workers) as sandbox:

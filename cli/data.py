@@ -1,7 +1,5 @@
 """`etpo data`: which data sets there are, and where."""
 
-from pathlib import Path
-
 import click
 
 from etpo.cli.errors import Failed
@@ -19,50 +17,38 @@ def data() -> None:
 @data.command("list")
 def list_() -> None:
     """List the data sets, with target, source and whether they are here."""
-    from etpo.envs.datasets import RECIPES, DatasetError, dataset_names
+    from etpo.envs.datasets import RECIPES, DatasetError, dataset_names, file_of
 
     rows = [("name", "target", "here", "source")]
     for name in dataset_names():
+        recipe = RECIPES[name]
         try:
-            here = "built in" if RECIPES[name].table is not None else str(_file_of(name))
+            here = "built in" if recipe.table is not None else str(file_of(name))
         except DatasetError:
             here = "no"
-        rows.append((name, RECIPES[name].target, here, RECIPES[name].source))
+        rows.append((name, recipe.target, here, recipe.source))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
-        click.echo(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
-        )
+        click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
 
 
 @data.command()
 @click.argument("name")
 def path(name: str) -> None:
     """Print the path of a data set's CSV file."""
-    file = _file_of(name)
-    if file is None:
-        raise Failed(
-            f"data set {name}: expected one that is a file, got one that is built in; use it by its name"
-        )
-    click.echo(file)
+    from etpo.envs.datasets import file_of, find_recipe
+
+    if find_recipe(name).table is not None:
+        raise Failed(f"data set {name}: expected one that is a file, got one that is built in; use its name")
+    click.echo(file_of(name))
 
 
 @data.command()
 @click.argument("name")
 def get(name: str) -> None:
     """Make sure that a data set is here, and say where it comes from."""
-    from etpo.envs.datasets import RECIPES
+    from etpo.envs.datasets import file_of, find_recipe
 
-    file = _file_of(name)
-    recipe = RECIPES[name.replace("_", "-")]
-    where = "built in, nothing to fetch" if file is None else str(file)
+    recipe = find_recipe(name)
+    where = "built in, nothing to fetch" if recipe.table is not None else str(file_of(name))
     click.echo(f"{name}: {where} ({recipe.source}; target {recipe.target})")
-
-
-def _file_of(name: str) -> Path | None:
-    """The CSV file of a data set, None where it is built in. UnknownDataset or DatasetError where there is none."""
-    from etpo.envs import datasets
-
-    name = name.replace("_", "-")
-    recipe = datasets._recipe(name)
-    return None if recipe.table is not None else datasets._file_at_home(name, recipe, None)

@@ -46,6 +46,9 @@ class Group(click.Group):
             result = super().main(*args, standalone_mode=False, **kwargs)
         except (click.Abort, KeyboardInterrupt):
             _leave("interrupted", INTERRUPTED)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            sys.exit(USAGE)
         except Exception as error:
             if self.debug:
                 traceback.print_exc()

@@ -34,7 +34,7 @@ def evaluate(run: Path, n: int, seed: int, json_file: Path | None, device: str) 
     twenty more random halvings of the data, which training never saw (auc_fresh).
     """
     from etpo.engine.config import resolve
-    from etpo.engine.trained import existing_run
+    from etpo.engine.summary import existing_run
 
     config = resolve({}, existing_run(run).config_file)
     if config.env is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from etpo.cli.errors import Failed
-from etpo.cli.progress import duration
+from etpo.engine.summary import duration
 
 EVERY_S = 10.0
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import click
 
 from etpo.engine.config import Config
+from etpo.engine.summary import duration
 
 LINES = 20
 QUIET_S = 30.0
@@ -74,7 +75,7 @@ class PlainLines:
             self._shown_step, self._shown_at = step, time.monotonic()
             parts = [f"{label} {text}" for label, text in figures(metrics)]
             click.echo(
-                f"{step:>{len(str(steps))}}/{steps}  " + "  ".join([*parts, f"left {duration(left_s)}"])
+                f"{step:>{len(str(steps))}}/{steps}  " + "  ".join([*parts, f"left {_left(left_s)}"])
             )
 
 
@@ -103,7 +104,7 @@ class LiveView:
 
     def __call__(self, metrics: dict[str, Any]) -> None:
         self.figures = figures(metrics)
-        left = duration(self.clock.left_s(metrics))
+        left = _left(self.clock.left_s(metrics))
         self.bar.update(self.task, completed=metrics["step"], left=left)
 
     def _view(self) -> Any:
@@ -128,11 +129,5 @@ def figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def duration(seconds: float | None) -> str:
-    """`1 h 02 min`, `2 min 05 s`, `7 s`; an ellipsis for None."""
-    if seconds is None:
-        return "…"
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+def _left(seconds: float | None) -> str:
+    return "…" if seconds is None else duration(seconds)

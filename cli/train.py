@@ -11,9 +11,10 @@ import click
 from click.core import ParameterSource
 
 from etpo.cli.errors import INTERRUPTED, Failed, is_disk_full
-from etpo.cli.progress import duration, progress_view
+from etpo.cli.progress import progress_view
 from etpo.engine.config import PRESETS, Config, option, resolve, to_toml
 from etpo.engine.run_folder import RunFolder, default_out, write_atomically
+from etpo.engine.summary import data_name, duration, existing_run
 
 if TYPE_CHECKING:
     from etpo.engine.loop import Outcome
@@ -131,7 +132,9 @@ def train(ctx: click.Context, config_file: Path | None, resume: Path | None, **v
 def _new(given: dict[str, Any], config_file: Path | None) -> tuple[Config, RunFolder]:
     config = resolve(given, config_file)
     path = Path(config.out).expanduser() if config.out else default_out(config)
-    config = dataclasses.replace(config, out=str(path))
+    config = dataclasses.replace(
+        config, out=str(path), dataset=_absolute(config.dataset), model=_absolute(config.model)
+    )
     check_data(config)
     check_model(config.model)
     return config, RunFolder.create(path, config)
@@ -143,11 +146,7 @@ def _resumed(path: Path, given: dict[str, Any], config_file: Path | None) -> tup
         allowed = ", ".join(map(option, RESUMABLE))
         raise click.UsageError(f"--resume {path}: expected only {allowed} beside it, got {', '.join(others)}; the "
                                "rest is in the run's config.toml")  # fmt: skip
-    if not (path / "config.toml").is_file():
-        found = "a folder without one" if path.is_dir() else "no such folder"
-        raise Failed(f"--resume {path}: expected the folder of a run (with config.toml), got {found}; it is what "
-                     "--out named")  # fmt: skip
-    folder = RunFolder(path)
+    folder = existing_run(path)
     config = resolve(given, folder.config_file)
     check_data(config)
     if not folder.reference.is_dir():
@@ -159,6 +158,13 @@ def _resumed(path: Path, given: dict[str, Any], config_file: Path | None) -> tup
             f"--resume {path}: expected a folder that can be written, got {error.strerror}"
         ) from error
     return config, folder
+
+
+def _absolute(name: str) -> str:
+    """A path that is there as an absolute one, so that the run can be resumed from any folder; names stay."""
+    path = Path(name).expanduser()
+    is_file = path.is_file() and path.suffix.lower() == ".csv"
+    return str(path.resolve()) if is_file or (path / "config.json").is_file() else name
 
 
 def check_data(config: Config) -> None:
@@ -178,8 +184,7 @@ def check_model(name: str) -> None:
 
 
 def _run(config: Config, folder: RunFolder, *, resumed: bool) -> "Outcome":
-    on = Path(config.dataset).stem if config.env is None else config.env
-    title = f"{config.algo} · {config.model} on {on} · seed {config.seed} · {folder.path}"
+    title = f"{config.algo} · {config.model} on {data_name(config)} · seed {config.seed} · {folder.path}"
     try:
         with progress_view(config, title, resumed=resumed) as view:
             from etpo.engine.loop import train as run_loop  # imports torch: the view is up before

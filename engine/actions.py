@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from etpo.engine.sequences import Sequences
+
 
 @dataclass
 class Action:
@@ -74,6 +76,11 @@ class ActionBatch:
     @property
     def n_tokens(self) -> int:
         return len(self.tokens_K)
+
+    def sequences(self, *, bootstraps: bool = False) -> Sequences:
+        """The forward that gives hidden states of the K token states, or of K + M with `bootstraps`."""
+        end = None if bootstraps else len(self.actions)
+        return Sequences(self.prompts[:end], self.suffixes[:end])
 
 
 def collate(actions: list[Action], gamma: float) -> ActionBatch:

@@ -105,16 +105,15 @@ class Learner:
     def step(self, batch: ActionBatch) -> tuple[float, float, float, float, int]:
         """Targets, both losses, one optimiser step each, Polyak. Returns (L_Q, L_π, mean Q̄, mean V̄, tokens)."""
         config, roles = self.config, self.roles
-        sequences = Sequences(batch.prompts, batch.suffixes)
-        targets = self.targets(batch, sequences)
-        n = batch.n_tokens
+        targets = self.targets(batch)
+        sequences = batch.sequences()
         tokens_K = batch.tokens_K.to(targets.y.device)
-        critic = roles.stream("critic", roles.hidden("critic", sequences)[:n])
+        critic = roles.stream("critic", roles.hidden("critic", sequences))
         v_head = None if config.q_form == "logits" else roles.value("critic", critic.hidden)
         q = q_of_tokens(
             critic, v_head, targets.logprob_ref, targets.z_ref, tokens_K, config.q_form, config.beta
         )
-        policy = roles.stream("policy", roles.hidden("policy", sequences)[:n])
+        policy = roles.stream("policy", roles.hidden("policy", sequences))
         reference = roles.stream("reference", targets.hidden_ref)
         loss_q = critic_loss(q, targets.y, config.huber_delta)
         loss_pi = policy_loss(policy, critic, reference, config.q_form, config.beta)
@@ -125,13 +124,14 @@ class Learner:
             torch.nn.utils.clip_grad_norm_(list(roles.parameters(role).values()), config.clip_norm)
             optimizer.step()
         polyak(roles, config.tau)
-        return loss_q.item(), loss_pi.item(), targets.q.mean().item(), targets.v.mean().item(), n
+        return loss_q.item(), loss_pi.item(), targets.q.mean().item(), targets.v.mean().item(), batch.n_tokens
 
     @torch.no_grad()
-    def targets(self, batch: ActionBatch, sequences: Sequences) -> Targets:
+    def targets(self, batch: ActionBatch) -> Targets:
         """Retrace(λ) targets of every token of the batch from the target network."""
         config, roles = self.config, self.roles
         n = batch.n_tokens
+        sequences = batch.sequences(bootstraps=True)
         hidden = roles.hidden("target", sequences)
         hidden_ref = self.reference_hidden(batch)
         device = hidden.device
@@ -206,10 +206,9 @@ class Learner:
         after five tries the step is taken back whole.
         """
         bound, share = self.config.max_kl_update, 1.0
-        sequences = Sequences(batch.prompts, batch.suffixes)
+        sequences = batch.sequences()
         for _ in range(5):
-            hidden = self.roles.hidden("policy", sequences)[: batch.n_tokens]
-            after = self.roles.stream("policy", hidden)
+            after = self.roles.stream("policy", self.roles.hidden("policy", sequences))
             kl = stream_kl(before, after).mean().item()
             if kl <= bound:
                 return kl, share

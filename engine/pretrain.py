@@ -22,6 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from etpo.engine.checkpoint import (
     Checkpoint,
     flatten_optimizer,
@@ -31,11 +37,6 @@ from etpo.engine.checkpoint import (
 )
 from etpo.envs.grammar import Document, draw_document
 from etpo.envs.prompts import reflection_prompt, task_prompt
-from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 # Words keep the punctuation that leads to them and the `=` that follows them (`, gamma=`), a line's first word its
@@ -244,13 +245,11 @@ def _texts(docs: Iterable[Document]) -> Iterator[str]:
 
 def encode(tokenizer: PreTrainedTokenizerFast, docs: list[Document]) -> Corpus:
     """Token ids and targets of documents. Behind a failed body the target is the stop token, too."""
-    prompts = tokenizer([doc.task for doc in docs])["input_ids"]
-    bodies = tokenizer([doc.body for doc in docs], add_special_tokens=False)["input_ids"]
     mended = [doc for doc in docs if doc.error is not None and doc.repaired is not None]
-    seconds = tokenizer([reflection_prompt(doc.task, doc.body, doc.error or "") for doc in mended] or [""])[
-        "input_ids"
-    ]
-    repairs = tokenizer([doc.repaired or "" for doc in mended] or [""], add_special_tokens=False)["input_ids"]
+    prompts = _ids(tokenizer, [doc.task for doc in docs], bos=True)
+    bodies = _ids(tokenizer, [doc.body for doc in docs], bos=False)
+    seconds = _ids(tokenizer, [reflection_prompt(d.task, d.body, d.error or "") for d in mended], bos=True)
+    repairs = _ids(tokenizer, [doc.repaired or "" for doc in mended], bos=False)
     second_of = dict(zip(map(id, mended), zip(seconds, repairs, strict=True), strict=True))
     ids: list[int] = []
     targets: list[int] = []
@@ -267,6 +266,10 @@ def encode(tokenizer: PreTrainedTokenizerFast, docs: list[Document]) -> Corpus:
         targets += goal
         lengths.append(len(row))
     return Corpus(np.array(ids, np.int16), np.array(targets, np.int16), np.array(lengths, np.int32))
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], bos: bool) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=bos)["input_ids"] if texts else []
 
 
 def build_corpus(

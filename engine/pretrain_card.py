@@ -42,7 +42,9 @@ def measure_programs(folder: Path, dataset: str, n: int = 500, seed: int = 0) ->
     with Sandbox() as sandbox:
         scorer = Scorer(data, sandbox)
         scores = scorer.score_many(fresh)
-        failed = [(text, score.error) for text, score in zip(fresh, scores, strict=True) if score.outcome != "ok"]
+        failed = [
+            (text, score.error) for text, score in zip(fresh, scores, strict=True) if score.outcome != "ok"
+        ]
         prompts = [reflection_prompt(task, text, error or "") for text, error in failed]
         prompts = [p for p in prompts if len(tokenizer(p)["input_ids"]) + MAX_NEW_TOKENS <= model.context]
         repairs = scorer.score_many(_draw(model, tokenizer, prompts, generator)) if prompts else []
@@ -65,13 +67,17 @@ def _summary(texts: list[str], scores: list[Score]) -> dict[str, Any]:
     ran = [(text, score) for text, score in zip(texts, scores, strict=True) if score.auc_mean is not None]
     auc = np.array([score.auc_mean for _, score in ran])
     families = Counter(found[1] for text, _ in ran if (found := CLASSIFIER.search(text)))
-    kinds = Counter(re.sub(r"^line \d+: ", "", s.error or "").split(":")[0] for s in scores if s.outcome != "ok")
+    kinds = Counter(
+        re.sub(r"^line \d+: ", "", s.error or "").split(":")[0] for s in scores if s.outcome != "ok"
+    )
     return {
         "programs": len(texts),
         "runnable_share": _share_ok(scores),
         "distinct_share": len(set(texts)) / len(texts),
         "families": len(families),
-        "auc": [round(float(q), 4) for q in np.quantile(auc, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1))] if ran else [],
+        "auc": [round(float(q), 4) for q in np.quantile(auc, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1))]
+        if ran
+        else [],
         "auc_below_065": float((auc < 0.65).mean()) if ran else 0.0,
         "auc_above_099": float((auc > 0.99).mean()) if ran else 0.0,
         "wall_s_mean": float(np.mean([score.wall_s for _, score in ran])) if ran else 0.0,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from etpo import __version__
 from etpo.engine.run_folder import RunFolder, write_atomically
-from etpo.engine.summary import Learned, Program, Window, learned, window
+from etpo.engine.summary import Learned, Program, Window, duration, learned
 from etpo.engine.svg import Series, line_chart, stacked_bars
 from etpo.envs.prompts import as_program
 
@@ -50,7 +50,7 @@ def _header(run: Learned) -> str:
         "algorithm": config.algo,
         "programs": f"{run.n_programs:,} of {config.steps:,}",
         "seed": str(config.seed),
-        "wall time": _minutes(run.wall_s),
+        "wall time": duration(run.wall_s),
         "β, γ, λ": f"{config.beta:g}, {config.gamma:g}, {config.lam:g}",
         "etpo": __version__,
     }
@@ -206,12 +206,6 @@ def _auc(mean: float, std: float | None) -> str:
     return f"{mean:.4f}" + (f" ± {std:.4f}" if std is not None else "")
 
 
-def _minutes(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d} h" if whole >= 3600 else (
-        f"{whole // 60} min {whole % 60:02d} s")  # fmt: skip
-
-
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{style}</style></head>
@@ -237,7 +231,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem 1.5rem .35rem 0; text-align: right; font-weight: 400; border-bottom: 1px solid var(--rule); }
 thead th { color: var(--soft); font-size: .85rem; vertical-align: bottom; } tbody th, .msg { text-align: left; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap: 1.75rem 2rem; }
-figure { margin: 0; } figcaption { color: var(--soft); font-size: .85rem; } .wide { max-width: 640px; }
+figure { margin: 0; } figcaption { color: var(--soft); font-size: .85rem; } .wide { max-width: 480px; }
 svg { display: block; width: 100%; height: auto; } .tick { fill: var(--soft); font-size: 11px; }
 .grid { stroke: var(--rule); } .axis { stroke: var(--soft); } .bound { stroke: var(--soft); stroke-dasharray: 4 4; }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; } .faint { stroke-width: 1; opacity: .45; }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from etpo.engine.config import Config, resolve
-from etpo.engine.run_folder import RunFolder, read_records
+from etpo.engine.run_folder import RunFolder, RunFolderError, read_records
 
 WINDOW = 100
 SYNTHETIC = ":synthetic"
@@ -77,6 +77,19 @@ class Learned:
     programs: list[Program]
 
 
+def existing_run(path: Path) -> RunFolder:
+    """The folder of a run. Raises RunFolderError where there is none."""
+    folder = RunFolder(path)
+    if not folder.config_file.is_file():
+        found = "a folder without one" if path.is_dir() else "no such folder"
+        raise RunFolderError(
+            f"{path}: expected the folder of a run (with config.toml), got {found}; "
+            "give the folder that `etpo train` named",
+            usage=False,
+        )
+    return folder
+
+
 def learned(folder: RunFolder) -> Learned:
     """Sum up a run that has executed at least one program.
 
@@ -90,7 +103,7 @@ def learned(folder: RunFolder) -> Learned:
         raise ValueError(
             f"{folder.path}: expected a run with at least one iteration, got none; go on with --resume"
         )
-    n_window = min(WINDOW, (len(programs) + 1) // 2)
+    n_window = min(WINDOW, max(1, len(programs) // 2))
     return Learned(
         config=config,
         data_name=data_name(config),
@@ -149,3 +162,11 @@ def window(programs: Iterable[Program]) -> Window:
         auc_best=max(aucs, default=None),
         distinct_share=len({p.text_hash for p in programs}) / n,
     )
+
+
+def duration(seconds: float) -> str:
+    """`1 h 02 min`, `2 min 05 s`, `7 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

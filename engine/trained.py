@@ -17,6 +17,7 @@ from etpo.engine.roles import FullRoles, LoraRoles, Role
 from etpo.engine.run import device_of, load_roles, make_roles, torch_dtype
 from etpo.engine.run_folder import RunFolder, write_atomically
 from etpo.engine.sampler import Sampling, sample_actions
+from etpo.engine.summary import existing_run
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import task_prompt
 from etpo.envs.vector import make_env
@@ -109,7 +110,8 @@ def load(path: str | Path, device: str = "auto") -> Trained:
         device: `auto`, `cpu`, `cuda`, …; where the run was trained does not matter.
 
     Raises:
-        CheckpointError: no run there, or no usable checkpoint in it.
+        RunFolderError: no run there.
+        CheckpointError: no usable checkpoint in it.
         ModelError: the base is absent or unreadable.
     """
     folder = existing_run(Path(path))
@@ -126,21 +128,11 @@ def load(path: str | Path, device: str = "auto") -> Trained:
     return Trained(config, folder, checkpoint.step, best["action"] if best else None, roles, tokenizer, notes)
 
 
-def existing_run(path: Path) -> RunFolder:
-    """The folder of a run. Raises CheckpointError where there is none."""
-    folder = RunFolder(path)
-    if not folder.config_file.is_file():
-        found = "a folder without one" if path.is_dir() else "no such folder"
-        raise CheckpointError(f"{path}: expected the folder of a run (with config.toml), got {found}; it is what "
-                              "`etpo train --out` named")  # fmt: skip
-    return folder
-
-
 def resumed_run(path: Path, config: Config) -> RunFolder:
     """An existing run's folder, its config.toml rewritten for a run that goes on as `config` says.
 
     Raises:
-        CheckpointError: no run there.
+        RunFolderError: no run there.
         OSError: the folder cannot be written.
     """
     folder = existing_run(path)

@@ -4,11 +4,12 @@ import string
 from typing import Any
 
 import gymnasium
+from gymnasium.spaces import Text
+
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import reflection_prompt, task_prompt
 from etpo.envs.sandbox import Sandbox
 from etpo.envs.scoring import Score, Scorer
-from gymnasium.spaces import Text
 
 MAX_TEXT_CHARS = 1_000_000
 
@@ -32,11 +33,11 @@ class AnyText(Text):
 class DataScience(gymnasium.Env[str, str]):
     """One episode: a task prompt, then a reflection prompt after each program that fails.
 
-    State: the prompt. Action: the body of `build_model(x_train, y_train)`, or a program that defines it. Reward:
-    mean ROC AUC over five random halvings, −1 for a program that fails. The first program that runs terminates the
-    episode. The `max_episode_steps`-th failure truncates it; the observation is then still the next reflection
-    prompt, from which a learner bootstraps. The info of a step has `outcome`, `auc_mean`, `auc_std`, `error`,
-    `wall_s`.
+    State: the prompt. Action: the body of `build_model(x_train, y_train)`, or a program that defines it.
+    Reward: mean ROC AUC over five random halvings, −1 for a program that fails. The first program that runs
+    terminates the episode. The `max_episode_steps`-th failure truncates it; the observation is then still the
+    next reflection prompt, from which a learner bootstraps. The info of a step has `outcome`, `auc_mean`,
+    `auc_std`, `error`, `wall_s`.
 
     `step(action)` is `finish(action, scorer.score(action))`; who has many environments scores their actions
     together and calls `finish` (see `VectorRunner`).
@@ -45,7 +46,8 @@ class DataScience(gymnasium.Env[str, str]):
         dataset, target, protocol: see `datasets.load_dataset`; not used where `scorer` is given.
         sandbox, timeout_s: see `sandbox.Sandbox`; not used where `scorer` is given.
         max_episode_steps: failures that end an episode.
-        scorer: shared by environments on the same data; by default the environment makes its own, and closes it.
+        scorer: shared by environments on the same data; by default the environment makes its own (and closes
+            it).
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 - gymnasium's own form

@@ -129,8 +129,8 @@ def load_dataset(
 
     Rows with a missing or infinite value are dropped, then the first 2,000 kept in file order; the identifier
     column is dropped (see `feature_columns`); text columns become the ranks of their sorted
-    values; classes are sorted. With `protocol="paper"` every column of a table that holds any text becomes ranks,
-    and some tables keep a seeded share of their rows.
+    values; classes are sorted. With `protocol="paper"` every column of a table that holds any text becomes
+    ranks, and some tables keep a seeded share of their rows.
 
     Args:
         name_or_csv: one of `dataset_names()` (`_` may stand for `-`), or the path of a CSV file.
@@ -199,9 +199,9 @@ def read_csv(path: Path) -> pd.DataFrame:
     """Read a CSV file; whatever goes wrong is one DatasetError line."""
     try:
         return pd.read_csv(path, low_memory=False)
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"cannot read {path}: {reason}; expected a CSV file with a header line") from error
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        reason = isinstance(error, OSError) and error.strerror or " ".join(str(error).split())
+        raise DatasetError(f"cannot read {path} ({reason}); expected a CSV file with a header line") from error
 
 
 def prepare(name: str, table: pd.DataFrame, recipe: Recipe, protocol: str) -> Dataset:

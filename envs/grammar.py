@@ -24,15 +24,18 @@ ANY_MODEL = ("nothing_returned", "other_returned")
 SECOND = ("missing_import", "misspelt_module", "unfitted", "wrong_variable", "wrong_shape", "wrong_method")
 _CHEAP = Call("GaussianNB")
 
-_WORDS = (
-    "adult apple band bank beans bike bird blood bone bridge car census churn city claims click clinic coffee "
-    "credit crop customer dna drug energy engine erosion eye fault fish flight flower forest fraud glass grid "
-    "heart hotel house image income iris leaf letter liver loan mail market mines moon mouse music noise ocean "
-    "oil page patient phone plant points price pump quake rain ring river road robot satellite seeds sensor ship "
-    "signal sleep soil sonar speech star steel stock student survey tax text thyroid tile train tree vehicle "
-    "visit voice vote water wave weather wheat wind wine yeast zoo"
-).split()
-_SYLLABLES = "ba be bo da de do fa fi ga go ha ka ki la le lo ma mi mo na ne no pa po ra re ri ro sa se ta ti to va ve za"
+_WORDS = """
+    adult apple band bank beans bike bird blood bone bridge car census churn city claims click clinic
+    coffee credit crop customer dna drug energy engine erosion eye fault fish flight flower forest
+    fraud glass grid heart hotel house image income iris leaf letter liver loan mail market mines moon
+    mouse music noise ocean oil page patient phone plant points price pump quake rain ring river road
+    robot satellite seeds sensor ship signal sleep soil sonar speech star steel stock student survey
+    tax text thyroid tile train tree vehicle visit voice vote water wave weather wheat wind yeast zoo
+"""
+_SYLLABLES = """
+    ba be bo da de do fa fi ga go ha ka ki la le lo ma mi mo na ne no pa po ra re ri ro sa se ta ti to
+    va ve za
+"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def draw_document(rng: random.Random) -> Document:
 
 def draw_task(rng: random.Random) -> tuple[Size, str]:
     """A data set's size and the prompt that names it. Names are random, some of them invented."""
-    words = [rng.choice(_WORDS) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
+    words = [rng.choice(_WORDS.split()) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
     if rng.random() < 0.4:
         syllables = _SYLLABLES.split()
         words[-1] = "".join(rng.choice(syllables) for _ in range(rng.randint(2, 4)))

@@ -1,7 +1,7 @@
 """The mistakes that people and models make, each as a change to a program that was right.
 
-A fault takes a program and gives a broken one, or None where it does not apply. The kinds are many and none is
-frequent, so that no single token decides whether programs run.
+A fault takes a program and gives a broken one, or None where it does not apply. The kinds are many and none
+is frequent, so that no single token decides whether programs run.
 """
 
 from collections.abc import Callable
@@ -21,18 +21,32 @@ from etpo.envs.grammar_program import (
     render,
     replace_call,
 )
+from etpo.envs.grammar_slips import (
+    Broken,
+    Fault,
+    bad_indent,
+    extra_bracket,
+    fit_without_labels,
+    missing_bracket,
+    missing_comma,
+    missing_quote,
+    not_a_frame,
+    nothing_returned,
+    other_returned,
+    unfitted,
+    wrong_method,
+    wrong_shape,
+    wrong_variable,
+)
 from etpo.envs.grammar_wrong import (
     CLASS_TYPOS,
     FOREIGN_ARGUMENTS,
-    METHOD_TYPOS,
     MODULE_TYPOS,
     REGRESSOR_OF,
     RENAMED_ARGUMENTS,
     WRONG_WORDS,
 )
 
-Broken = Program | str | None
-Fault = Callable[[Draw, Program, Size], Broken]
 
 
 def missing_import(d: Draw, program: Program, size: Size) -> Broken:
@@ -137,63 +151,6 @@ def out_of_range(d: Draw, program: Program, size: Size) -> Broken:
     return _value_changed(d, program, options, lambda v: f"-{v}" if low else high)
 
 
-def unfitted(d: Draw, program: Program, size: Size) -> Broken:
-    return replace(program, tail=("return @",))
-
-
-def fit_without_labels(d: Draw, program: Program, size: Size) -> Broken:
-    return _tail_changed(program, "(x_train, y_train)", "(x_train)")
-
-
-def nothing_returned(d: Draw, program: Program, size: Size) -> Broken:
-    return replace(program, tail=("@.fit(x_train, y_train)",))
-
-
-def other_returned(d: Draw, program: Program, size: Size) -> Broken:
-    what = d.pick(("@.predict(x_train)", "@.predict_proba(x_train)", "@.score(x_train, y_train)", "@.predict_proba",
-                   "@, x_train", "[@]"), (3, 3, 1, 1, 1, 1))  # fmt: skip
-    var = program.var or "model"
-    return replace(program, var=var, tail=("@.fit(x_train, y_train)", f"return {what}"))
-
-
-def wrong_variable(d: Draw, program: Program, size: Size) -> Broken:
-    """A name that is not defined here: other spellings of the arguments, another name of the model."""
-    tail = "\n".join(program.tail)
-    kind = d.pick(("x", "y", "model"), (3, 3, 3))
-    if kind == "model":
-        wrong = d.pick([n for n in ("model", "clf", "pipe", "classifier", "estimator") if n != program.var])
-        if program.var is None or tail.count("@") < 1:
-            return None
-        at = tail.rindex("@")
-        tail = tail[:at] + wrong + tail[at + 1 :]
-    elif kind == "x":
-        tail = tail.replace("x_train", d.pick(("X_train", "X", "x", "x_tr", "X_train_scaled", "train_x")))
-    else:
-        tail = tail.replace("y_train", d.pick(("Y_train", "y", "labels", "y_tr", "target", "train_y")))
-    return replace(program, tail=tuple(tail.split("\n")))
-
-
-def wrong_shape(d: Draw, program: Program, size: Size) -> Broken:
-    old, new = d.pick((
-        ("x_train", "x_train[0]"), ("x_train", "x_train[:, 0]"), ("x_train", "x_train.T"),
-        ("x_train", "x_train[:-1]"), ("x_train", "x_train.ravel()"), ("x_train", "[x_train]"),
-        ("y_train", "y_train[:-1]"), ("y_train", "y_train[0]"), ("y_train", "[y_train]"),
-        ("y_train", "y_train[:, 0]"), ("y_train", "y_train.reshape(1, -1)"), ("x_train", "x_train[:, 1:]"),
-    ))  # fmt: skip
-    return _tail_changed(program, old, new)
-
-
-def not_a_frame(d: Draw, program: Program, size: Size) -> Broken:
-    """Attributes of pandas, on numpy arrays."""
-    old, new = d.pick((
-        ("x_train", "x_train.values"), ("x_train", "x_train.to_numpy()"), ("x_train", "x_train.iloc[:, 1:]"),
-        ("x_train", "x_train.fillna(0)"), ("y_train", "y_train.values"), ("y_train", "y_train.to_numpy()"),
-        ("x_train", 'x_train.drop("id")'), ("x_train", "pd.get_dummies(x_train)"),
-        ("x_train", "np.log1p(x_train)"), ("x_train", "x_train.toarray()"),
-    ))  # fmt: skip
-    return _tail_changed(program, old, new)
-
-
 def no_probability(d: Draw, program: Program, size: Size) -> Broken:
     """A classifier that would have probabilities if it had been asked for them."""
     last = _last(program)
@@ -232,48 +189,12 @@ def regressor(d: Draw, program: Program, size: Size) -> Broken:
     return _model_changed(program, last, Call(name, args, tuple((k, v) for k, v in last.kwargs if k in keys)))
 
 
-def wrong_method(d: Draw, program: Program, size: Size) -> Broken:
-    return _tail_changed(program, "@.fit(", f"@.{d.pick(METHOD_TYPOS)}(")
-
-
-def fit_on_class(d: Draw, program: Program, size: Size) -> Broken:
+def class_for_instance(d: Draw, program: Program, size: Size) -> Broken:
     """The class itself where an instance is wanted."""
     bare = [c for c in calls(program.model) if not c.args and c.name in MODULE_OF]
     if not bare:
         return None
     return _text_changed(program, d.pick(bare))
-
-
-def missing_bracket(d: Draw, program: Program, size: Size) -> Broken:
-    return _without(d, program, ")")
-
-
-def extra_bracket(d: Draw, program: Program, size: Size) -> Broken:
-    lines = program.lines()
-    at = d.pick([i for i, line in enumerate(lines) if line.endswith(")")])
-    lines[at] += ")"
-    return "\n".join(lines)
-
-
-def missing_quote(d: Draw, program: Program, size: Size) -> Broken:
-    return _without(d, program, '"')
-
-
-def missing_comma(d: Draw, program: Program, size: Size) -> Broken:
-    lines = program.lines()
-    options = [(i, j) for i, line in enumerate(lines) for j, c in enumerate(line) if line[j : j + 2] == ", "]
-    if not options:
-        return None
-    at, column = d.pick(options)
-    lines[at] = lines[at][:column] + lines[at][column + 1 :]
-    return "\n".join(lines)
-
-
-def bad_indent(d: Draw, program: Program, size: Size) -> Broken:
-    lines = program.lines()
-    at = d.integer(1, len(lines) - 1)
-    lines[at] = d.pick(("      ", "  ", "        ")) + lines[at].strip()
-    return "\n".join(lines)
 
 
 def train_only(d: Draw, program: Program, size: Size) -> Broken:
@@ -338,8 +259,8 @@ def list_for_steps(d: Draw, program: Program, size: Size) -> Broken:
         if call.args and isinstance(call.args[0], Named):
             members = [render(inner) for _, inner in call.args[0].pairs]
             bare = call.name != "Pipeline" or d.coin(0.5)
-            arg: Value = "[" + ", ".join(members) + "]" if bare else ", ".join(members)
-            return _model_changed(program, call, Call(call.name, (arg, *call.args[1:]), call.kwargs))
+            listed = "[" + ", ".join(members) + "]" if bare else ", ".join(members)
+            return _renamed(program, call, Call(call.name, (listed, *call.args[1:]), call.kwargs))
     return None
 
 
@@ -400,7 +321,7 @@ FAULTS: dict[str, tuple[float, Fault]] = {
         (3, class_not_imported), (5, renamed_argument), (4.5, foreign_argument), (4, quoted_number),
         (3, float_for_int), (4.5, wrong_word), (4, out_of_range), (5, unfitted), (3.5, fit_without_labels),
         (3.5, nothing_returned), (3, other_returned), (5.5, wrong_variable), (5, wrong_shape), (3, not_a_frame),
-        (11, no_probability), (9, no_predict_proba), (4, regressor), (3, wrong_method), (3, fit_on_class),
+        (11, no_probability), (9, no_predict_proba), (4, regressor), (3, wrong_method), (3, class_for_instance),
         (5, missing_bracket), (2, extra_bracket), (3, missing_quote), (3, missing_comma), (2.5, bad_indent),
         (8, train_only), (20, sparse_for_dense), (25, negative_values), (5, absent_package),
         (5, list_for_steps), (20, too_many_components), (3, undefined_value), (3, positional_argument),
@@ -465,11 +386,6 @@ def _import_changed(program: Program, at: int, module: str, name: str) -> Progra
     return replace(program, imports=(*program.imports[:at], (module, name), *program.imports[at + 1 :]))
 
 
-def _tail_changed(program: Program, old: str, new: str) -> Broken:
-    tail = "\n".join(program.tail)
-    return replace(program, tail=tuple(tail.replace(old, new, 1).split("\n"))) if old in tail else None
-
-
 def _text_changed(program: Program, bare: Call) -> Broken:
     text = "\n".join(program.lines())
     written = f"{render(bare)}"
@@ -484,11 +400,3 @@ def _misnamed(d: Draw, program: Program) -> tuple[Call | None, str]:
     return call, d.pick(CLASS_TYPOS[call.name])
 
 
-def _without(d: Draw, program: Program, character: str) -> Broken:
-    lines = program.lines()
-    options = [(i, j) for i, line in enumerate(lines) for j, c in enumerate(line) if c == character]
-    if not options:
-        return None
-    at, column = d.pick(options)
-    lines[at] = lines[at][:column] + lines[at][column + 1 :]
-    return "\n".join(lines)

@@ -100,8 +100,12 @@ def _logistic(d: Draw, size: Size) -> Call:
 
 
 def _svc(d: Draw) -> Call:
+    """A support vector machine; where the kernel does not bound distances, C is kept small for speed."""
     call = from_space(d, "SVC")
-    if dict(call.kwargs).get("kernel") == '"poly"':
+    kernel = dict(call.kwargs).get("kernel", '"rbf"')
+    if kernel != '"rbf"' and "C" in dict(call.kwargs):
+        call = call.with_kwargs(C=real(0.003, 5)(d))
+    if kernel == '"poly"':
         call = call.with_kwargs(degree=d.pick(("2", "3", "4")))
         if d.coin(0.6):
             call = call.with_kwargs(coef0=real(0.1, 5.0)(d))

@@ -42,13 +42,17 @@ class Draw:
         self.nats += math.log(high - low + 1)
         return self.rng.randint(low, high)
 
-    def log_uniform(self, low: float, high: float, digits: int) -> float:
-        """Log-uniform in [low, high], rounded to `digits` significant digits."""
+    def log_uniform(self, low: float, high: float, digits: int, least_step: float = 0.0) -> float:
+        """Log-uniform in [low, high], rounded to `digits` significant digits and to whole `least_step`."""
+
+        def step(value: float) -> float:
+            return max(10.0 ** (math.floor(math.log10(value)) - digits + 1), least_step)
+
         span = math.log(high / low)
         raw = low * math.exp(self.rng.random() * span)
-        value = float(f"{raw:.{digits - 1}e}")
-        half_step = 0.5 * 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-        below, above = max(low, value - half_step), min(high, value + half_step)
+        value = round(raw / step(raw)) * step(raw)
+        below = max(low, value - step(value * (1 - 1e-9)) / 2)
+        above = min(high, value + step(value * (1 + 1e-9)) / 2)
         self.nats -= math.log(math.log(above / below) / span)
         return value
 

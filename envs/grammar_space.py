@@ -12,26 +12,18 @@ def real(low: float, high: float) -> Maker:
 
     def make(d: Draw) -> str:
         value = d.log_uniform(low, high, 2 if d.coin(0.75) else 1)
-        if value >= 10:
-            return str(int(value))
         if value >= 1:
-            return f"{value:.1f}"
-        return (
-            f"{value:.5f}".rstrip("0")
-            if value >= 1e-3
-            else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
-        )
+            return f"{value:.1f}" if value < 9.99 else f"{value:.0f}"
+        if value >= 0.00099:
+            return f"{value:.5f}".rstrip("0")
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
     return make
 
 
 def whole(low: int, high: int) -> Maker:
     """Log-uniform integer, at most two significant digits."""
-
-    def make(d: Draw) -> str:
-        return str(int(round(d.log_uniform(low, high + 0.49, 1 if low > 1 and d.coin(0.3) else 2))))
-
-    return make
+    return lambda d: str(round(d.log_uniform(low, high + 0.49, 2 if d.coin(0.75) else 1, least_step=1.0)))
 
 
 def share(low: int, high: int) -> Maker:
@@ -78,7 +70,7 @@ SPACES: dict[str, tuple[tuple[str, float, Maker], ...]] = {
     "MultinomialNB": (("alpha", 0.8, real(1e-3, 20)), ("fit_prior", 0.2, literal("False"))),
     "ComplementNB": (("alpha", 0.8, real(1e-3, 20)), ("norm", 0.2, literal("True"))),
     "KNeighborsClassifier": (
-        ("n_neighbors", 0.9, whole(1, 35)),
+        ("n_neighbors", 0.9, whole(1, 30)),
         ("weights", 0.45, word("distance")),
         ("p", 0.3, literal("1", "3")),
         ("metric", 0.2, word("manhattan", "chebyshev", "cosine", "hamming")),

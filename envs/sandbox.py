@@ -3,15 +3,16 @@
 What the box promises, one hostile test each (`tests/envs/test_sandbox.py`):
 
 - A program cannot take the trainer down, nor keep it waiting past the time limit.
-- Validation labels never leave the trainer. A child holds the arrays of its own split only, and nothing that it
-  sends is unpickled.
+- Validation labels never leave the trainer. A child holds the arrays of its own split only, and nothing that
+  it sends is unpickled.
 - Limits on wall-clock, CPU, address space, file size, open files and processes; afterwards every process that
   descends from the program is killed and its working folder deleted.
 - Started by root, each slot runs under a user id of its own, never shared, never `nobody`.
 
-What it does not protect against yet: reading files that the user (or, started by root, everybody) may read;
-network sockets; files left in folders that everybody may write to; filling the disk with many files. Where the
-trainer is not root, a program runs with the trainer's own user and can signal its processes.
+What it does not protect against yet: reading files that the user (or, started by root, everybody) may read,
+the data sets among them; network sockets; files left in folders that everybody may write to; filling the disk
+with many files. Where the trainer is not root, a program has the trainer's own user, and can signal its
+processes.
 """
 
 import ast
@@ -30,9 +31,11 @@ import warnings
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+
 from etpo.envs import sandbox_wire as wire
 
 SERVER_FILE = Path(__file__).with_name("sandbox_server.py")
@@ -46,7 +49,7 @@ class SandboxError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a program failed: the exception's kind, its message, and the line of the source (None: not in it)."""
+    """Why a program failed: the exception's kind, its message, the line of the source (None: not in it)."""
 
     kind: str
     message: str
@@ -59,7 +62,7 @@ class SplitResult:
 
     Attributes:
         outcome: one of `sandbox_wire.OUTCOMES`.
-        proba: [rows, columns] float64 as the program returned it, unchecked but for being readable; else None.
+        proba: [rows, columns] float64 as the program returned it, only known to be readable; else None.
         failure: what went wrong, None for `ok`.
         stdout: the first characters of what the program printed.
         wall_s: seconds from the fork to the end of the process.
@@ -73,7 +76,7 @@ class SplitResult:
 
 
 class SplitArrays:
-    """The arrays of one split in sealed anonymous memory, readable by each child that is given its descriptor.
+    """The arrays of one split in sealed anonymous memory, for the children that are given its descriptor.
 
     Args:
         x_train: [n_train, features] float64.
@@ -122,8 +125,8 @@ class _Job:
 def refuse(source: str) -> tuple[str, Failure] | None:
     """What is known of a program without running it: (outcome, failure), or None where it may run.
 
-    Refused are the search estimators (`GridSearchCV`, `RandomizedSearchCV`, `HalvingGridSearchCV` and whatever
-    else ends in `SearchCV`), by name, attribute or import. Text that does not parse is an `error`.
+    Refused are the search estimators (`GridSearchCV`, `RandomizedSearchCV`, `HalvingGridSearchCV`: all that
+    ends in `SearchCV`), by name, attribute or import. Text that does not parse is an `error`.
     """
     if len(source.encode("utf-8", "surrogatepass")) > wire.MAX_SOURCE_BYTES:
         return "error", Failure("SyntaxError", f"the program is longer than {wire.MAX_SOURCE_BYTES} bytes")
@@ -205,7 +208,7 @@ class Sandbox:
         """Queue one split of one program; returns the job's number. See `wait`.
 
         Args:
-            source: complete source that defines `build_model(x_train, y_train)`; checked with `refuse` before.
+            source: complete source that defines `build_model(x_train, y_train)`; call `refuse` on it before.
             arrays: the split; must stay open until the job is done.
             seed: what `random` and `np.random` are seeded with before the program starts.
         """
@@ -237,7 +240,7 @@ class Sandbox:
         return [results[number] for number in numbers]
 
     def cancel(self) -> None:
-        """Drop all that is under way, killing what runs. After an interrupt; the sandbox can go on being used."""
+        """Drop all that is under way and kill what runs, as after an interrupt. The sandbox stays usable."""
         if self._waiting or self._sent or self._done:
             self._stop()
 
@@ -255,9 +258,9 @@ class Sandbox:
         threads = dict.fromkeys(
             ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1"
         )
+        arguments = (theirs.fileno(), self._folder, self.workers, self.memory_mib)
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-B", "-X", "utf8", SERVER_FILE]
-            + [str(theirs.fileno()), self._folder, str(self.workers), str(self.memory_mib)],
+            [sys.executable, "-I", "-B", "-X", "utf8", str(SERVER_FILE), *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
@@ -393,9 +396,7 @@ def _read_frame(frame: bytes, wall_s: float) -> SplitResult | None:
         return None
     text_start = wire.FRAME.size + array_bytes
     ends = np.cumsum([text_start, *sizes])
-    kind, message, stdout = (
-        frame[start:end].decode("utf-8", "replace") for start, end in zip(ends[:-1], ends[1:], strict=True)
-    )
+    kind, message, stdout = (frame[start:end].decode("utf-8", "replace") for start, end in pairwise(ends))
     if outcome == wire.OK:
         proba = np.frombuffer(frame, np.float64, rows * columns, wire.FRAME.size).reshape(rows, columns)
         return SplitResult("ok", proba, None, stdout, wall_s)

@@ -65,10 +65,9 @@ def children_of_this_process() -> set[int]:
     except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
         found = set()
         for entry in os.listdir("/proc"):
-            with contextlib.suppress(OSError, ValueError):
-                with open(f"/proc/{int(entry)}/stat") as file:
-                    if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
-                        found.add(int(entry))
+            with contextlib.suppress(OSError, ValueError), open(f"/proc/{int(entry)}/stat") as file:
+                if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
+                    found.add(int(entry))
         return found
 
 

@@ -1,8 +1,8 @@
 """What the sandbox server does once, so that each of its forks is cheap. Imports nothing of etpo.
 
-A fork of the warm server costs page faults: its page tables are copied, and each page that the child then writes
-to (a reference count is enough) is copied too. Measured for a LogisticRegression on 250×9: about 12 ms of
-processor time, of which 2 ms are the fit; 22 ms without the steps below.
+A fork of the warm server costs page faults: its page tables are copied, and each page that the child then
+writes to (a reference count is enough) is copied too. Measured for a LogisticRegression on 250×9: about 12 ms
+of processor time, of which 2 ms are the fit; 22 ms without the steps below.
 """
 
 import contextlib
@@ -18,92 +18,18 @@ HUGE_PAGE_BYTES = 2 * 2**20
 
 # What programs import and what scikit-learn imports late. All of it is loaded before the first fork: a child
 # that changed its user may be unable to read the interpreter's own files.
-MODULES = [
-    "numpy",
-    "numpy.fft",
-    "numpy.linalg",
-    "numpy.ma",
-    "numpy.polynomial",
-    "numpy.random",
-    "numpy.testing",
-    "scipy.cluster.hierarchy",
-    "scipy.fft",
-    "scipy.integrate",
-    "scipy.interpolate",
-    "scipy.linalg",
-    "scipy.ndimage",
-    "scipy.optimize",
-    "scipy.signal",
-    "scipy.sparse",
-    "scipy.sparse.csgraph",
-    "scipy.sparse.linalg",
-    "scipy.spatial",
-    "scipy.spatial.distance",
-    "scipy.special",
-    "scipy.stats",
-    "pandas",
-    "pandas.api.types",
-    "joblib",
-    "threadpoolctl",
-    "abc",
-    "argparse",
-    "bisect",
-    "collections.abc",
-    "concurrent.futures.process",
-    "concurrent.futures.thread",
-    "copy",
-    "csv",
-    "ctypes",
-    "datetime",
-    "decimal",
-    "encodings.ascii",
-    "encodings.idna",
-    "encodings.latin_1",
-    "enum",
-    "fractions",
-    "functools",
-    "glob",
-    "hashlib",
-    "heapq",
-    "inspect",
-    "io",
-    "itertools",
-    "json",
-    "linecache",
-    "logging",
-    "math",
-    "multiprocessing.managers",
-    "multiprocessing.pool",
-    "multiprocessing.popen_fork",
-    "multiprocessing.shared_memory",
-    "multiprocessing.synchronize",
-    "operator",
-    "os",
-    "pathlib",
-    "pickle",
-    "pprint",
-    "queue",
-    "random",
-    "re",
-    "shutil",
-    "socket",
-    "statistics",
-    "string",
-    "subprocess",
-    "sys",
-    "tempfile",
-    "textwrap",
-    "threading",
-    "time",
-    "timeit",
-    "traceback",
-    "types",
-    "typing",
-    "unittest",
-    "uuid",
-    "warnings",
-    "weakref",
-]
+MODULES = """
+numpy numpy.fft numpy.linalg numpy.ma numpy.polynomial numpy.random numpy.testing scipy.cluster.hierarchy
+scipy.fft scipy.integrate scipy.interpolate scipy.linalg scipy.ndimage scipy.optimize scipy.signal
+scipy.sparse scipy.sparse.csgraph scipy.sparse.linalg scipy.spatial scipy.spatial.distance scipy.special
+scipy.stats pandas pandas.api.types joblib threadpoolctl abc argparse bisect collections.abc
+concurrent.futures.process concurrent.futures.thread copy csv ctypes datetime decimal encodings.ascii
+encodings.idna encodings.latin_1 enum fractions functools glob hashlib heapq inspect io itertools json
+linecache logging math multiprocessing.managers multiprocessing.pool multiprocessing.popen_fork
+multiprocessing.shared_memory multiprocessing.synchronize operator os pathlib pickle pprint queue random re
+shutil socket statistics string subprocess sys tempfile textwrap threading time timeit traceback types
+typing unittest uuid warnings weakref
+"""
 # Tests, vendored code and what pulls in optional packages (torch among them, with threads of its own).
 SKIPPED = {"tests", "conftest", "externals", "_build_utils", "_testing", "_test_common", "estimator_checks"}
 
@@ -113,7 +39,7 @@ def warm_up() -> None:
     warnings.simplefilter("ignore")
     import sklearn
 
-    for name in [*MODULES, *_submodules(sklearn.__path__, "sklearn.")]:
+    for name in [*MODULES.split(), *_submodules(sklearn.__path__, "sklearn.")]:
         with contextlib.suppress(Exception):  # optional dependencies, such as matplotlib
             importlib.import_module(name)
     _run_a_little()

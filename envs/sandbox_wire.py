@@ -6,7 +6,7 @@ crosses a boundary is pickled: fixed headers, raw arrays, UTF-8 text.
 
 import struct
 
-# trainer -> server, one datagram a job: job number, seed, wall-clock limit in seconds; then the source, UTF-8.
+# trainer -> server, one datagram a job: job number, seed, wall-clock limit (s); then the source, UTF-8.
 # Two descriptors ride along: the split's arrays (sealed memory) and the write end of the result pipe.
 REQUEST = struct.Struct("<QId")
 

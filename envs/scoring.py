@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
+
 from etpo.envs.datasets import Dataset
 from etpo.envs.prompts import as_program, describe_error
 from etpo.envs.sandbox import Failure, Sandbox, SplitArrays, SplitResult, refuse
-from sklearn.metrics import roc_auc_score
 
 FAILURE_REWARD = -1.0
 SPLIT_SEEDS = (0, 1, 2, 3, 4)
@@ -49,8 +50,8 @@ class Split:
 class Scorer:
     """Scores programs on one data set. Results are kept by the program's text.
 
-    A program is scored on split 0 first; the other splits run only if that went well. Split `seed` trains on the
-    half that `train_test_split(test_size=0.5, random_state=seed)` gives: shuffled, not stratified.
+    A program is scored on split 0 first; the other splits run only if that went well. Split `seed` trains on
+    the half that `train_test_split(test_size=0.5, random_state=seed)` gives: shuffled, not stratified.
 
     Args:
         dataset: what to score on.

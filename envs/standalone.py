@@ -48,7 +48,7 @@ def main():
     except (OSError, ValueError) as error:
         sys.exit(f"cannot read {options.csv}: {error}")
     if options.target not in table.columns:
-        sys.exit(f"{options.csv} has no column {options.target!r}; it has {', '.join(map(str, table.columns))}")
+        sys.exit(f"{options.csv} has no column {options.target!r}; it has {list(table.columns)}")
     table = complete_rows(table, SHARE_OF_ROWS)
     features = feature_columns(table, options.target)
     x, y, class_names = to_arrays(table, features, options.target, PAPER_PROTOCOL)
@@ -77,7 +77,7 @@ def standalone_program(action: str, protocol: str = "default", dataset: Dataset 
     Args:
         action: the body of `build_model`, or a program that defines it.
         protocol: how the data set was prepared; `dataset.protocol` counts where a data set is given.
-        dataset: what the program was scored on. Without it the file does not name it, and `paper` keeps all rows.
+        dataset: what the program was scored on. Without it the file names none, and `paper` keeps all rows.
     """
     protocol = protocol if dataset is None else dataset.protocol
     recipe = None if dataset is None else datasets.RECIPES.get(dataset.name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+
 from etpo.envs.data_science import DataScience
 from etpo.envs.scoring import Score, Scorer
 

@@ -53,7 +53,8 @@ def load(path: str | Path, device: str = "auto") -> "Trained":
     """The models of a run as its newest checkpoint left them; see `etpo.engine.trained.Trained`.
 
     Raises:
-        CheckpointError: no run there, or no usable checkpoint in it.
+        RunFolderError: no run there.
+        CheckpointError: no usable checkpoint in it.
         ModelError: the base is absent or unreadable.
     """
     from etpo.engine.trained import load as load_run

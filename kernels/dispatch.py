@@ -1,48 +1,51 @@
 """Which backend runs a problem, and what a backend is."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
-from etpo.kernels import gather, reference, rowwise, rowwise_op, sweep_op
-from etpo.kernels.streams import Problem
 from torch import Tensor
+
+from etpo.kernels import chunked, reference
+from etpo.kernels.streams import Problem
 
 BACKENDS = ("auto", "reference", "chunked", "triton")
 
 
-class Backend(Protocol):
-    """Per-token numbers of a problem, [N] each, differentiable, in float64 or the dtype of the results."""
-
-    def sweep(self, problem: Problem, fields: tuple[str, ...], *, in_place: bool = False) -> dict[str, Tensor]:
-        """The named statistics. in_place: backward may overwrite given logits with their gradient."""
-        ...
-
-    def kl(self, problem: Problem) -> Tensor:
-        """KL(softmax z_p ‖ softmax u)."""
-        ...
-
-    def log_ratio(self, problem: Problem) -> Tensor:
-        """lse_u − lse_r."""
-        ...
-
-    def gather(self, problem: Problem) -> Tensor:
-        """z_q at the targets."""
-        ...
+class SweepFunction(Protocol):
+    def __call__(
+        self, problem: Problem, fields: tuple[str, ...], *, in_place: bool = False
+    ) -> dict[str, Tensor]: ...
 
 
-class Reference:
-    """Every logit materialised, derivatives by autograd."""
+class NumberFunction(Protocol):
+    def __call__(self, problem: Problem, *, in_place: bool = False) -> Tensor: ...
 
-    def sweep(self, problem: Problem, fields: tuple[str, ...], *, in_place: bool = False) -> dict[str, Tensor]:
-        return reference.sweep(problem, fields)
 
-    def kl(self, problem: Problem, *, in_place: bool = False) -> Tensor:
-        stats = self.sweep(problem, ("lse_p", "lse_u", "e_pu"), in_place=in_place)
-        return stats["e_pu"] - stats["lse_p"] + stats["lse_u"]
+class GatherFunction(Protocol):
+    def __call__(self, problem: Problem) -> Tensor: ...
 
-    def log_ratio(self, problem: Problem, *, in_place: bool = False) -> Tensor:
-        stats = self.sweep(problem, ("lse_r", "lse_u"), in_place=in_place)
-        return stats["lse_u"] - stats["lse_r"]
 
-    def gather(self, problem: Problem) -> Tensor:
-        return self.sweep(problem, ("at_q",))["at_q"]
+class Backend(NamedTuple):
+    """Per-token numbers of a problem, [N] each, differentiable; float64, or the dtype of the results.
+
+    sweep: the named statistics; kl: KL(softmax z_p ‖ softmax u); log_ratio: lse u − lse z_r; gather: z_q at the
+    targets. in_place: backward may overwrite given logits with their gradient.
+    """
+
+    sweep: SweepFunction
+    kl: NumberFunction
+    log_ratio: NumberFunction
+    gather: GatherFunction
+
+
+REFERENCE = Backend(reference.sweep, reference.kl, reference.log_ratio, reference.gather)
+CHUNKED = Backend(chunked.sweep, chunked.kl, chunked.log_ratio, chunked.gather)
+
+
+def backend_of(name: str, device: torch.device) -> Backend:
+    """The backend called `name` for tensors on `device`. Raises ValueError where there is none."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend: expected one of {BACKENDS}, got {name!r}")
+    if name == "triton":
+        raise ValueError(f"backend: 'triton' is not available for tensors on {device}; use 'auto'")
+    return REFERENCE if name == "reference" else CHUNKED

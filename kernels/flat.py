@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from etpo.kernels.streams import Problem, Source
 from torch import Tensor
+
+from etpo.kernels.streams import Problem, Source
 
 SLOTS = ("hidden", "weight", "bias", "lora A", "lora B")
 NO_TENSOR = -1
@@ -59,7 +60,8 @@ def unflatten(
             continue
         lora = None if a is None or b is None else (a, b, scale)
         sources.append(Source(hidden, weight, bias, lora, temperature, softcap or None))
-    return Problem(*sources, targets, (scales[9], scales[10]), ignore_index)
+    policy, critic, reference = sources
+    return Problem(policy, critic, reference, targets, (scales[9], scales[10]), ignore_index)
 
 
 def no_autocast(tensor: Tensor) -> Any:

@@ -1,10 +1,13 @@
 """The public functions on logits that a trainer already has."""
 
 import torch
-from etpo.kernels import reference
-from etpo.kernels.dispatch import sweep_of
-from etpo.kernels.streams import check_positive, check_targets, check_tensor
 from torch import Tensor
+
+from etpo.kernels.dispatch import Backend, backend_of
+from etpo.kernels.streams import Problem, Source, check_positive, check_targets, check_tensor
+
+# The functions without targets ignore no row.
+NO_INDEX = -100
 
 
 def logprob_from_logits(
@@ -21,15 +24,14 @@ def logprob_from_logits(
     logits [N, V] or [B, T, V], targets [N] or [B, T]: both results [N] or [B, T], float32 (float64 for float64
     logits); rows with targets == ignore_index are 0. Raises ValueError for input that does not fit.
     """
-    (z,), shape, dtype = _checked(backend, logits=logits)
     temperature = check_positive("temperature", temperature)
-    flat_targets = check_targets(targets, shape, z.shape[1], z.device, ignore_index)
-    fields = ("lse_p", "e_pp", "at_p")
-    stats = reference.logit_statistics(
-        [z / temperature, None, None], flat_targets, (1.0, 1.0), ignore_index, fields
-    )
+    (policy,), shape = _sources(temperature, logits=logits)
+    targets = check_targets(targets, shape, policy.n_vocab, logits.device, ignore_index)
+    problem = Problem(policy, None, None, targets, (1.0, 1.0), ignore_index)
+    run, in_place = _backend(backend, problem, inplace_backward)
+    stats = run.sweep(problem, ("lse_p", "e_pp", "at_p"), in_place=in_place)
     logprob = stats["at_p"] - stats["lse_p"]
-    return logprob.to(dtype).reshape(shape), (-stats["e_pp"]).to(dtype).reshape(shape)
+    return logprob.to(problem.dtype).reshape(shape), (-stats["e_pp"]).to(problem.dtype).reshape(shape)
 
 
 def kl_from_logits(
@@ -44,12 +46,11 @@ def kl_from_logits(
 
     Both [N, V] or [B, T, V]; the result is [N] or [B, T]. Raises ValueError for input that does not fit.
     """
-    (z_p, z_r), shape, dtype = _checked(backend, logits=logits, ref_logits=ref_logits)
     temperature = check_positive("temperature", temperature)
-    fields = ("lse_p", "lse_r", "e_pr")
-    scaled: list[Tensor | None] = [z_p / temperature, None, z_r / temperature]
-    stats = reference.logit_statistics(scaled, None, (1.0, 1.0), -100, fields)
-    return (stats["e_pr"] - stats["lse_p"] + stats["lse_r"]).to(dtype).reshape(shape)
+    (policy, reference), shape = _sources(temperature, logits=logits, ref_logits=ref_logits)
+    problem = Problem(policy, None, reference, None, (1.0, 0.0), NO_INDEX)
+    run, in_place = _backend(backend, problem, inplace_backward)
+    return run.kl(problem, in_place=in_place).to(problem.dtype).reshape(shape)
 
 
 def soft_value_from_logits(
@@ -65,10 +66,10 @@ def soft_value_from_logits(
     Raises ValueError for β ≤ 0 or input that does not fit.
     """
     beta = check_positive("beta", beta)
-    (z_q, z_r), shape, dtype = _checked(backend, q_logits=q_logits, ref_logits=ref_logits)
-    fields = ("lse_r", "lse_u")
-    stats = reference.logit_statistics([None, z_q, z_r], None, (1.0, 1.0 / beta), -100, fields)
-    return (beta * (stats["lse_u"] - stats["lse_r"])).to(dtype).reshape(shape)
+    (critic, reference), shape = _sources(1.0, q_logits=q_logits, ref_logits=ref_logits)
+    problem = Problem(None, critic, reference, None, (1.0, 1.0 / beta), NO_INDEX)
+    run, in_place = _backend(backend, problem, inplace_backward)
+    return (beta * run.log_ratio(problem, in_place=in_place)).to(problem.dtype).reshape(shape)
 
 
 def soft_policy_kl_from_logits(
@@ -85,14 +86,16 @@ def soft_policy_kl_from_logits(
     All [N, V] or [B, T, V]; the result is [N] or [B, T]. Raises ValueError for β ≤ 0 or input that does not fit.
     """
     beta = check_positive("beta", beta)
-    (z_p, z_q, z_r), shape, dtype = _checked(backend, logits=logits, q_logits=q_logits, ref_logits=ref_logits)
-    fields = ("lse_p", "lse_u", "e_pu")
-    stats = reference.logit_statistics([z_p, z_q, z_r], None, (1.0, 1.0 / beta), -100, fields)
-    return (stats["e_pu"] - stats["lse_p"] + stats["lse_u"]).to(dtype).reshape(shape)
+    (policy, critic, reference), shape = _sources(
+        1.0, logits=logits, q_logits=q_logits, ref_logits=ref_logits
+    )
+    problem = Problem(policy, critic, reference, None, (1.0, 1.0 / beta), NO_INDEX)
+    run, in_place = _backend(backend, problem, inplace_backward)
+    return run.kl(problem, in_place=in_place).to(problem.dtype).reshape(shape)
 
 
-def _checked(backend: str, **named: Tensor) -> tuple[list[Tensor], torch.Size, torch.dtype]:
-    """The named logits flat [N, V] in the dtype of the result, the shape of the result, and that dtype."""
+def _sources(temperature: float, **named: Tensor) -> tuple[list[Source], torch.Size]:
+    """The named logits as sources [N, V], and the shape of the result."""
     first_name, first = next(iter(named.items()))
     if not isinstance(first, Tensor) or first.dim() not in (2, 3) or first.shape[-1] < 1:
         got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
@@ -101,7 +104,17 @@ def _checked(backend: str, **named: Tensor) -> tuple[list[Tensor], torch.Size, t
         check_tensor(name, tensor, tuple(first.shape), first.device)
         if (tensor.dtype == torch.float64) != (first.dtype == torch.float64):
             raise ValueError(f"{name}: float64 does not mix with {first.dtype}, got {tensor.dtype}")
-    sweep_of(backend, first.device)
-    dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-    flat = [tensor.reshape(-1, first.shape[-1]).to(dtype) for tensor in named.values()]
-    return flat, first.shape[:-1], dtype
+    flat = [tensor if tensor.dim() == 2 else tensor.reshape(-1, first.shape[-1]) for tensor in named.values()]
+    return [Source(tensor, None, temperature=temperature) for tensor in flat], first.shape[:-1]
+
+
+def _backend(name: str, problem: Problem, inplace_backward: bool) -> tuple[Backend, bool]:
+    """The backend, and whether its backward may overwrite the logits.
+
+    It may not where two streams share their memory, nor in a compiled graph, which has its own plan of memory.
+    """
+    logits = [source.hidden for source in problem.sources if source is not None]
+    in_place = inplace_backward and not torch.compiler.is_compiling()
+    if in_place:
+        in_place = len({z.untyped_storage().data_ptr() for z in logits}) == len(logits)
+    return backend_of(name, problem.first.hidden.device), in_place

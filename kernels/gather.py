@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from etpo.kernels.flat import fake_gradient, no_autocast
 from etpo.kernels.streams import Problem
-from torch import Tensor
 
 # Elements of one chunk of gathered head rows.
 CHUNK_ELEMENTS = 1 << 20
@@ -54,7 +55,9 @@ def gather_backward_op(
     # Sums run over the tokens that occur, in the dtype of g, and are rounded once.
     seen, place = torch.unique(targets[rows_all], return_inverse=True)
     d_hidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format)
-    seen_weight = torch.zeros(seen.shape[0] if needs[1] else 0, weight.shape[1], dtype=g.dtype, device=g.device)
+    seen_weight = torch.zeros(
+        seen.shape[0] if needs[1] else 0, weight.shape[1], dtype=g.dtype, device=g.device
+    )
     for start in range(0, rows_all.shape[0], _chunk(hidden)):
         rows = rows_all[start : start + _chunk(hidden)]
         g_rows = g[rows][:, None]

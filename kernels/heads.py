@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import torch
-from etpo.kernels.streams import Source
 from torch import Tensor
+
+from etpo.kernels.streams import Source
 
 Rows = slice | Tensor
 

@@ -1,7 +1,9 @@
 """The public functions on hidden states and heads: a few lines each on one vocabulary sweep."""
 
 import torch
-from etpo.kernels.dispatch import sweep_of
+from torch import Tensor
+
+from etpo.kernels.dispatch import Backend, backend_of
 from etpo.kernels.streams import (
     Lora,
     Problem,
@@ -11,11 +13,10 @@ from etpo.kernels.streams import (
     build_problem,
     check_positive,
 )
-from torch import Tensor
 
 
 def vocab_stats(
-    policy: Stream,
+    policy: Stream | None,
     critic: Stream | None = None,
     reference: Stream | None = None,
     *,
@@ -34,9 +35,9 @@ def vocab_stats(
     problem, shape = build_problem(
         policy, critic, reference, targets=targets, mix=mix, ignore_index=ignore_index
     )
-    fields = _sweep(problem, available_fields(problem), backend)
+    fields = _backend(backend, problem).sweep(problem, available_fields(problem))
     named = {name: _shaped(value, problem, shape) for name, value in fields.items()}
-    return VocabStats(**{name: named.get(name) for name in VocabStats._fields})  # type: ignore[arg-type]
+    return VocabStats(**{name: named.get(name) for name in VocabStats._fields})
 
 
 def linear_logprob(
@@ -59,7 +60,7 @@ def linear_logprob(
     """
     policy = Stream(hidden, weight, bias, lora, temperature, softcap)
     problem, shape = build_problem(policy, None, None, targets=targets, ignore_index=ignore_index)
-    stats = _sweep(problem, ("lse_p", "e_pp", "at_p"), backend)
+    stats = _backend(backend, problem).sweep(problem, ("lse_p", "e_pp", "at_p"))
     logprob = stats["at_p"] - stats["lse_p"]
     return _shaped(logprob, problem, shape), _shaped(-stats["e_pp"], problem, shape)
 
@@ -83,9 +84,8 @@ def linear_kl(
     """
     policy = Stream(hidden, weight, bias, temperature=temperature)
     reference = Stream(ref_hidden, ref_weight, ref_bias, temperature=temperature)
-    problem, shape = build_problem(policy, None, reference)
-    stats = _sweep(problem, ("lse_p", "lse_r", "e_pr"), backend)
-    return _shaped(stats["e_pr"] - stats["lse_p"] + stats["lse_r"], problem, shape)
+    problem, shape = build_problem(policy, None, reference, mix=(1.0, 0.0))
+    return _shaped(_backend(backend, problem).kl(problem), problem, shape)
 
 
 def soft_value(
@@ -107,8 +107,7 @@ def soft_value(
     critic = Stream(q_hidden, q_weight, q_bias)
     reference = Stream(ref_hidden, ref_weight, ref_bias)
     problem, shape = build_problem(None, critic, reference, mix=(1.0, 1.0 / beta))
-    stats = _sweep(problem, ("lse_r", "lse_u"), backend)
-    return _shaped(beta * (stats["lse_u"] - stats["lse_r"]), problem, shape)
+    return _shaped(beta * _backend(backend, problem).log_ratio(problem), problem, shape)
 
 
 def soft_policy_kl(
@@ -135,8 +134,7 @@ def soft_policy_kl(
     critic = Stream(q_hidden, q_weight, q_bias)
     reference = Stream(ref_hidden, ref_weight, ref_bias)
     problem, shape = build_problem(policy, critic, reference, mix=(1.0, 1.0 / beta))
-    stats = _sweep(problem, ("lse_p", "lse_u", "e_pu"), backend)
-    return _shaped(stats["e_pu"] - stats["lse_p"] + stats["lse_u"], problem, shape)
+    return _shaped(_backend(backend, problem).kl(problem), problem, shape)
 
 
 def gather_q(
@@ -155,13 +153,12 @@ def gather_q(
     """
     critic = Stream(hidden, weight, bias)
     problem, shape = build_problem(None, critic, None, targets=targets, ignore_index=ignore_index)
-    return _shaped(_sweep(problem, ("at_q",), backend)["at_q"], problem, shape)
+    return _shaped(_backend(backend, problem).gather(problem), problem, shape)
 
 
-def _sweep(problem: Problem, fields: tuple[str, ...], backend: str) -> dict[str, Tensor]:
-    return sweep_of(backend, problem.first.hidden.device)(problem, fields)
+def _backend(name: str, problem: Problem) -> Backend:
+    return backend_of(name, problem.first.hidden.device)
 
 
 def _shaped(value: Tensor, problem: Problem, shape: torch.Size) -> Tensor:
-    dtype = problem.dtype
-    return value.to(dtype).reshape(shape)
+    return value.to(problem.dtype).reshape(shape)

@@ -1,8 +1,9 @@
 """The plain backend: every logit materialised, derivatives by autograd. The oracle of the other backends."""
 
 import torch
-from etpo.kernels.streams import Problem, Source
 from torch import Tensor
+
+from etpo.kernels.streams import KL_FIELDS, LOG_RATIO_FIELDS, Problem, Source, kl_of, log_ratio_of
 
 
 def source_logits(source: Source) -> Tensor:
@@ -22,65 +23,67 @@ def source_logits(source: Source) -> Tensor:
     return z / source.temperature
 
 
-def sweep(problem: Problem, fields: tuple[str, ...]) -> dict[str, Tensor]:
-    """The named statistics of `problem`, each [N]."""
+def sweep(problem: Problem, fields: tuple[str, ...], *, in_place: bool = False) -> dict[str, Tensor]:
+    """The named statistics of `problem`, each [N]. in_place allows what this backend does not use."""
     ignored = None if problem.targets is None else problem.targets == problem.ignore_index
     logits: list[Tensor | None] = []
     for source in problem.sources:
         if source is None:
             logits.append(None)
-            continue
-        if ignored is not None:
+        elif ignored is None:
+            logits.append(source_logits(source))
+        else:
             # Not even a NaN of an ignored row may reach the gradient of the head: 0 · NaN is NaN.
             source = source._replace(hidden=source.hidden.masked_fill(ignored[:, None], 0.0))
-        logits.append(source_logits(source))
-    return logit_statistics(logits, problem.targets, problem.mix, problem.ignore_index, fields)
+            logits.append(source_logits(source).masked_fill(ignored[:, None], 0.0))
+    tokens = None if problem.targets is None or ignored is None else problem.targets.masked_fill(ignored, 0)
+    stats = {field: _statistic(field, logits, tokens, problem.mix) for field in fields}
+    if ignored is None:
+        return stats
+    return {field: value.masked_fill(ignored, 0.0) for field, value in stats.items()}
 
 
-def logit_statistics(
-    logits: list[Tensor | None],
-    targets: Tensor | None,
-    mix: tuple[float, float],
-    ignore_index: int,
-    fields: tuple[str, ...],
-) -> dict[str, Tensor]:
-    """The named statistics, each [N], of the logits of policy, critic and reference, each [N, V] or None."""
-    ignored = None if targets is None else targets == ignore_index
-    if ignored is not None:
-        logits = [None if z is None else z.masked_fill(ignored[:, None], 0.0) for z in logits]
+def kl(problem: Problem, *, in_place: bool = False) -> Tensor:
+    """KL(softmax z_p ‖ softmax u), [N]."""
+    return kl_of(sweep(problem, KL_FIELDS))
+
+
+def log_ratio(problem: Problem, *, in_place: bool = False) -> Tensor:
+    """lse u − lse z_r, [N]."""
+    return log_ratio_of(sweep(problem, LOG_RATIO_FIELDS))
+
+
+def gather(problem: Problem) -> Tensor:
+    """z_q at the targets, [N]."""
+    return sweep(problem, ("at_q",))["at_q"]
+
+
+def _statistic(
+    field: str, logits: list[Tensor | None], tokens: Tensor | None, mix: tuple[float, float]
+) -> Tensor:
     z_p, z_q, z_r = logits
-    tokens = None if targets is None else torch.where(targets == ignore_index, 0, targets)[:, None]
-    u = _mixed(z_q, z_r, mix) if {"lse_u", "e_pu"} & set(fields) else None
-    named = {"lse_p": z_p, "lse_q": z_q, "lse_r": z_r, "lse_u": u, "at_p": z_p, "at_q": z_q, "at_r": z_r}
-
-    def expectation(contrast: Tensor) -> Tensor:
+    name, stream = field.split("_")
+    if field == "e_pp":
         assert z_p is not None
-        p = torch.softmax(z_p, dim=-1)
-        return (p * contrast.masked_fill(p == 0, 0.0)).sum(-1)
+        return _expectation(z_p, z_p - torch.logsumexp(z_p, dim=-1, keepdim=True))
+    z = _mixed(z_q, z_r, mix) if stream[-1] == "u" else {"p": z_p, "q": z_q, "r": z_r}[stream[-1]]
+    assert z is not None
+    if name == "lse":
+        return torch.logsumexp(z, dim=-1)
+    if name == "at":
+        assert tokens is not None
+        return z.gather(1, tokens[:, None])[:, 0]
+    assert z_p is not None
+    return _expectation(z_p, z if field == "e_q" else z_p - z)
 
-    out: dict[str, Tensor] = {}
-    for field in fields:
-        z = named.get(field)
-        if field.startswith("lse_"):
-            assert z is not None
-            value = torch.logsumexp(z, dim=-1)
-        elif field.startswith("at_"):
-            assert z is not None
-            assert tokens is not None
-            value = z.gather(1, tokens)[:, 0]
-        elif field == "e_q":
-            assert z_q is not None
-            value = expectation(z_q)
-        else:
-            assert z_p is not None
-            other = {"e_pr": z_r, "e_pu": u, "e_pp": torch.logsumexp(z_p, dim=-1, keepdim=True)}[field]
-            assert other is not None
-            value = expectation(z_p - other)
-        out[field] = value if ignored is None else value.masked_fill(ignored, 0.0)
-    return out
+
+def _expectation(z_p: Tensor, contrast: Tensor) -> Tensor:
+    """E_p[contrast], [N], with 0 · ∞ = 0."""
+    p = torch.softmax(z_p, dim=-1)
+    return (p * contrast.masked_fill(p == 0, 0.0)).sum(-1)
 
 
 def _mixed(z_q: Tensor | None, z_r: Tensor | None, mix: tuple[float, float]) -> Tensor:
-    """u = a·z_r + b·z_q; a coefficient of 0 drops its source, infinities included."""
+    """u = a·z_r + b·z_q; a coefficient of 0 drops its stream, infinities included."""
     terms = [c * z for c, z in zip(mix, (z_r, z_q), strict=True) if c != 0 and z is not None]
     return terms[0] if len(terms) == 1 else terms[0] + terms[1]

@@ -8,11 +8,12 @@ it row by row, and recomputes nothing.
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
 from etpo.kernels import tiles
-from etpo.kernels.chunked import TILE_ELEMENTS, P, Q, R, tiling_of
+from etpo.kernels.blocks import TILE_ELEMENTS, P, Q, R, tiling_of
 from etpo.kernels.heads import Gradients, Head, product
 from etpo.kernels.streams import Problem
-from torch import Tensor
 
 KL, LOG_RATIO = range(2)
 

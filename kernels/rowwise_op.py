@@ -4,11 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from etpo.kernels import rowwise
-from etpo.kernels.flat import SLOTS, any_gradient, fake_gradient, flatten, head_tensors, no_autocast, unflatten
-from etpo.kernels.streams import Problem
-from etpo.kernels.sweep_op import KEEP_BYTES
 from torch import Tensor
+
+from etpo.kernels import rowwise
+from etpo.kernels.blocks_op import KEEP_BYTES
+from etpo.kernels.flat import (
+    SLOTS,
+    any_gradient,
+    fake_gradient,
+    flatten,
+    head_tensors,
+    no_autocast,
+    unflatten,
+)
+from etpo.kernels.streams import Problem
 
 # What the forward sweep leaves for backward: nothing, ∂/∂hidden of each stream, or ∂/∂(plane of logits).
 NOTHING, BY_HIDDEN, BY_LOGITS = range(3)

@@ -38,13 +38,13 @@ class VocabStats(NamedTuple):
     at_*: the logit of the target token. Float32; float64 for float64 inputs.
     """
 
-    lse_p: Tensor
+    lse_p: Tensor | None
     lse_q: Tensor | None
     lse_r: Tensor | None
     lse_u: Tensor | None
     e_pr: Tensor | None
     e_pu: Tensor | None
-    e_pp: Tensor
+    e_pp: Tensor | None
     e_q: Tensor | None
     at_p: Tensor | None
     at_q: Tensor | None
@@ -97,6 +97,20 @@ class Problem(NamedTuple):
         return bool(used) and all(stream is not None for stream in used)
 
 
+KL_FIELDS = ("lse_p", "lse_u", "e_pu")
+LOG_RATIO_FIELDS = ("lse_r", "lse_u")
+
+
+def kl_of(stats: dict[str, Tensor]) -> Tensor:
+    """KL(softmax z_p ‖ softmax u) from the statistics KL_FIELDS."""
+    return stats["e_pu"] - stats["lse_p"] + stats["lse_u"]
+
+
+def log_ratio_of(stats: dict[str, Tensor]) -> Tensor:
+    """lse u − lse z_r from the statistics LOG_RATIO_FIELDS."""
+    return stats["lse_u"] - stats["lse_r"]
+
+
 def available_fields(problem: Problem) -> tuple[str, ...]:
     """Names of the statistics that the streams of `problem` define."""
     p, q, r = (stream is not None for stream in problem.sources)
@@ -133,6 +147,8 @@ def build_problem(
     named = (("policy", policy), ("critic", critic), ("reference", reference))
     streams = [None if stream is None else check_stream(name, stream) for name, stream in named]
     present = [(name, stream) for (name, _), stream in zip(named, streams, strict=True) if stream is not None]
+    if not present:
+        raise ValueError("policy: expected at least one stream, got None for each of them")
     first_name, first = present[0]
     shape = first.hidden.shape[:-1]
     for name, stream in present[1:]:

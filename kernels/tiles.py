@@ -7,8 +7,9 @@ that a float32 log-sum-exp near 1e4 would bring.
 from typing import NamedTuple
 
 import torch
-from etpo.kernels.streams import VocabStats
 from torch import Tensor
+
+from etpo.kernels.streams import VocabStats
 
 LSE_P, LSE_Q, LSE_R, LSE_U, E_PR, E_PU, E_PP, E_Q, AT_P, AT_Q, AT_R = range(len(VocabStats._fields))
 # A row of its own: 1 where some 0 · ∞ had to be taken as 0 by hand.
@@ -92,9 +93,7 @@ def tile_statistics(
     return table
 
 
-def _expectations(
-    table: Tensor, planes: Planes, fields: set[int], scratch: Scratch, *, masked: bool
-) -> None:
+def _expectations(table: Tensor, planes: Planes, fields: set[int], scratch: Scratch, *, masked: bool) -> None:
     z_p, prob, work = planes.p, scratch.prob, scratch.work
     assert z_p is not None
     for field, other in ((E_PR, planes.r), (E_PU, planes.u), (E_PP, z_p), (E_Q, planes.q)):

@@ -1,69 +1,17 @@
-"""The chunked sweep as custom operators: differentiable, and opaque to torch.compile."""
+"""The chunked sweep as a custom operator: differentiable, and opaque to torch.compile."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from etpo.kernels import chunked, tiles
-from etpo.kernels.streams import Problem, Source, VocabStats
 from torch import Tensor
+
+from etpo.kernels import blocks, tiles
+from etpo.kernels.flat import any_gradient, fake_gradient, flatten, no_autocast, unflatten
+from etpo.kernels.streams import Problem, VocabStats
 
 # Logits up to this size stay from forward to backward, as part of the workspace.
 KEEP_BYTES = 1 << 26
-
-SLOTS = ("hidden", "weight", "bias", "lora A", "lora B")
-NO_TENSOR = -1
-
-
-def flatten(problem: Problem) -> tuple[list[Tensor], list[int], list[float]]:
-    """`problem` as an operator takes it: its distinct tensors, where each of SLOTS finds its own, its numbers.
-
-    A tensor that stands in two places is passed once, so that it is read once and gets one gradient.
-    """
-    tensors: list[Tensor] = []
-    slots: list[int] = []
-    scales: list[float] = []
-    for source in problem.sources:
-        if source is None:
-            slots += [NO_TENSOR] * len(SLOTS)
-            scales += [1.0, 0.0, 1.0]
-            continue
-        a, b, scale = source.lora if source.lora is not None else (None, None, 1.0)
-        for tensor in (source.hidden, source.weight, source.bias, a, b):
-            slots.append(_index_of(tensor, tensors))
-        scales += [source.temperature, source.softcap or 0.0, scale]
-    return tensors, slots, [*scales, *problem.mix]
-
-
-def _index_of(tensor: Tensor | None, tensors: list[Tensor]) -> int:
-    if tensor is None:
-        return NO_TENSOR
-    for k, known in enumerate(tensors):
-        if known is tensor:
-            return k
-    tensors.append(tensor)
-    return len(tensors) - 1
-
-
-def unflatten(
-    tensors: Sequence[Tensor],
-    targets: Tensor | None,
-    slots: Sequence[int],
-    scales: Sequence[float],
-    ignore_index: int,
-) -> Problem:
-    """The inverse of `flatten`."""
-    sources: list[Source | None] = []
-    for k in range(3):
-        parts = [None if i == NO_TENSOR else tensors[i] for i in slots[5 * k : 5 * k + 5]]
-        hidden, weight, bias, a, b = parts
-        temperature, softcap, scale = scales[3 * k : 3 * k + 3]
-        if hidden is None:
-            sources.append(None)
-            continue
-        lora = None if a is None or b is None else (a, b, scale)
-        sources.append(Source(hidden, weight, bias, lora, temperature, softcap or None))
-    return Problem(*sources, targets, (scales[9], scales[10]), ignore_index)
 
 
 @torch.library.custom_op("etpo::sweep", mutates_args=())
@@ -80,19 +28,15 @@ def sweep_op(
     """(statistics [ROWS, N] float64, logits kept for backward, flat, one for each stream that has a plane)."""
     problem = unflatten(tensors, targets, slots, scales, ignore_index)
     kept = _empty_kept(problem, fields) if keep else {}
-    with _no_autocast(tensors[0]):
-        return chunked.forward(problem, set(fields), kept), list(kept.values())
+    with no_autocast(tensors[0]):
+        return blocks.forward(problem, set(fields), kept), list(kept.values())
 
 
 def _empty_kept(problem: Problem, fields: Sequence[int]) -> dict[int, Tensor]:
-    streams = sorted(chunked.forward_planes(set(fields), problem.mix) - {chunked.U})
+    streams = sorted(blocks.forward_planes(set(fields), problem.mix) - {blocks.U})
     hidden = problem.first.hidden
     size = hidden.shape[0] * problem.first.n_vocab
     return {k: torch.empty(size, dtype=problem.dtype, device=hidden.device) for k in streams}
-
-
-def _no_autocast(tensor: Tensor) -> Any:
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 @sweep_op.register_fake
@@ -127,10 +71,10 @@ def sweep_backward_op(
 ) -> list[Tensor]:
     """The gradients of tensors[i] for i in `wanted`."""
     problem = unflatten(tensors, targets, slots, scales, ignore_index)
-    streams = sorted(chunked.forward_planes(set(fields), problem.mix) - {chunked.U})
+    streams = sorted(blocks.forward_planes(set(fields), problem.mix) - {blocks.U})
     held = dict(zip(streams, kept, strict=False))
-    with _no_autocast(g):
-        return chunked.backward(problem, g, table, held, [tensors[i] for i in wanted], in_place=False)
+    with no_autocast(g):
+        return blocks.backward(problem, g, table, held, [tensors[i] for i in wanted], in_place=False)
 
 
 @sweep_backward_op.register_fake
@@ -146,11 +90,7 @@ def _(
     fields: Sequence[int],
     wanted: Sequence[int],
 ) -> list[Tensor]:
-    return [_fake_gradient(tensors[i]) for i in wanted]
-
-
-def _fake_gradient(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    return [fake_gradient(tensors[i]) for i in wanted]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
@@ -174,7 +114,7 @@ def _backward(ctx: Any, g: Tensor | None, _kept: Any) -> tuple[Any, ...]:
     if in_place:
         problem = unflatten(tensors, targets, slots, scales, ignore_index)
         outs = [tensors[i] for i in wanted]
-        chunked.backward(problem, g, table, {}, outs, in_place=True)
+        blocks.backward(problem, g, table, {}, outs, in_place=True)
     else:
         outs = sweep_backward_op(
             g, table, saved, tensors, targets, slots, scales, ignore_index, fields, wanted
@@ -201,10 +141,8 @@ def sweep(problem: Problem, fields: tuple[str, ...], *, in_place: bool = False) 
 
 def _keeps(problem: Problem, tensors: list[Tensor], fields: list[int]) -> bool:
     """True where the logits are few enough to be kept for backward; given logits are there anyway."""
-    if problem.first.weight is None or not torch.is_grad_enabled():
+    if problem.first.weight is None or not any_gradient(tensors):
         return False
-    if not any(tensor.requires_grad for tensor in tensors):
-        return False
-    n_planes = len(chunked.forward_planes(set(fields), problem.mix) - {chunked.U})
+    n_planes = len(blocks.forward_planes(set(fields), problem.mix) - {blocks.U})
     n_logits = problem.first.hidden.shape[0] * problem.first.n_vocab
     return bool(n_planes * n_logits * problem.dtype.itemsize <= KEEP_BYTES)
