@@ -9,8 +9,8 @@ from etpo.cli.errors import Failed
 def data() -> None:
     """List the data sets, find their files.
 
-    Files are looked for in <data home>/<name>/*.csv; the data home is ETPO_DATA_HOME, else ~/.cache/etpo/data. Any
-    CSV file can be used by its path, with --target.
+    Files are looked for in <data home>/<name>/*.csv; the data home is ETPO_DATA_HOME, else
+    ~/.cache/etpo/data. Any CSV file can be used by its path, with --target.
     """
 
 
@@ -29,7 +29,8 @@ def list_() -> None:
         rows.append((name, recipe.target, here, recipe.source))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
-        click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        click.echo("  ".join([*padded, row[3]]))
 
 
 @data.command()

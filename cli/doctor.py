@@ -96,7 +96,8 @@ def build_model(x_train, y_train):
         except OSError:
             return None
 
-    limits = {name: resource.getrlimit(getattr(resource, "RLIMIT_" + name))[0] for name in ("AS", "NPROC", "FSIZE")}
+    kinds = ("AS", "NPROC", "FSIZE")
+    limits = {kind: resource.getrlimit(getattr(resource, "RLIMIT_" + kind))[0] for kind in kinds}
     raise RuntimeError(json.dumps({
         "uid": os.getuid(),
         "limits": limits,

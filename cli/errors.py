@@ -1,19 +1,21 @@
-"""Errors as people see them: one line that says what was expected, what came and what to do, and an exit code.
+"""Errors as people see them: one line (what was expected, what came, what to do), and an exit code.
 
-0 done, 1 failed (absent or unreadable data, model or folder), 2 wrong use (an option or a name), 130 interrupted.
+0 done, 1 failed (absent or unreadable data, model or folder), 2 wrong use (an option or a name), 130
+interrupted.
 """
 
 import errno
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-# Decided by name: to import these classes would import torch, and make every `--help` slow. The first hit along
-# a class's bases counts.
+# Decided by name: to import these classes would import torch, and make every `--help` slow. The first hit
+# along a class's bases counts.
 EXIT_CODES = {
     "UnknownDataset": USAGE,
     "DatasetError": FAILED,
@@ -35,15 +37,22 @@ class Failed(click.ClickException):
 class Group(click.Group):
     """A click group whose every error is one line, and whose exit codes are those of this module."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run the command and leave the process with its exit code."""
-        if not kwargs.pop("standalone_mode", True):
-            return super().main(*args, standalone_mode=False, **kwargs)
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, **extra)
         if not sys.platform.startswith("linux"):
             _leave(f"etpo runs on Linux only, this is {sys.platform}; use a Linux machine or WSL 2", FAILED)
         self.debug = False
         try:
-            result = super().main(*args, standalone_mode=False, **kwargs)
+            result = super().main(args, prog_name, complete_var, False, **extra)
         except (click.Abort, KeyboardInterrupt):
             _leave("interrupted", INTERRUPTED)
         except click.exceptions.NoArgsIsHelpError as error:

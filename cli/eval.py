@@ -30,8 +30,8 @@ ROLES: tuple[Literal["policy", "reference"], ...] = ("policy", "reference")
 def evaluate(run: Path, n: int, seed: int, json_file: Path | None, device: str) -> None:
     """Draw fresh programs from the trained policy of the run in DIR and from its reference, and score them.
 
-    All are drawn behind the data set's first prompt, at temperature 1. The best program of the run is scored on
-    twenty more random halvings of the data, which training never saw (auc_fresh).
+    All are drawn behind the data set's first prompt, at temperature 1. The best program of the run is scored
+    on twenty more random halvings of the data, which training never saw (auc_fresh).
     """
     from etpo.engine.config import resolve
     from etpo.engine.summary import existing_run
@@ -54,7 +54,7 @@ def evaluate(run: Path, n: int, seed: int, json_file: Path | None, device: str) 
         click.echo(f"Passed over a damaged checkpoint: {line}", err=True)
     with Sandbox(config.sandbox, config.timeout_s) as sandbox:
         scorer = Scorer(data, sandbox)
-        windows = {role: _window(trained, scorer, prompt, n, seed, role) for role in ROLES}
+        windows: dict[str, Window] = {role: _window(trained, scorer, prompt, n, seed, role) for role in ROLES}
         best = _best(trained, scorer)
     _show(
         windows,
@@ -62,10 +62,11 @@ def evaluate(run: Path, n: int, seed: int, json_file: Path | None, device: str) 
         f"{data.name}{note}, {n} fresh programs each, after {trained.step} programs of training",
     )
     if json_file:
-        record = {
+        record: dict[str, Any] = {
             "dataset": data.name, "synthetic": data.synthetic, "step": trained.step, "n": n, "seed": seed,
-            **{role: dataclasses.asdict(window) for role, window in windows.items()}, "best_program": best,
+            "best_program": best,
         }  # fmt: skip
+        record |= {role: dataclasses.asdict(window) for role, window in windows.items()}
         try:
             json_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
@@ -101,7 +102,7 @@ def _best(trained: "Trained", scorer: "Scorer") -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _show(windows: dict[Any, "Window"], best: dict[str, Any] | None, title: str) -> None:
+def _show(windows: dict[str, "Window"], best: dict[str, Any] | None, title: str) -> None:
     measures = (
         ("runnable share", "runnable_share", "{:.0%}"), ("mean reward", "reward_mean", "{:.4f}"),
         ("mean AUC of those that ran", "auc_mean", "{:.4f}"), ("best AUC", "auc_best", "{:.4f}"),
@@ -114,18 +115,11 @@ def _show(windows: dict[Any, "Window"], best: dict[str, Any] | None, title: str)
         click.echo(f"{name:28}" + "".join(f"{'–' if v is None else form.format(v):>12}" for v in values))
     if best is None:
         click.echo("No program of the run ran to its end.")
-    elif best["auc_fresh"] is None:
-        click.echo(
-            f"Best program of the run: AUC {_auc(best, '')}; on 20 fresh splits it failed: {best['error_fresh']}"
-        )
-    else:
-        click.echo(
-            f"Best program of the run: AUC {_auc(best, '')}; on 20 fresh splits {_auc(best, '_fresh')}"
-        )
+        return
+    fresh = best["error_fresh"] or _auc(best["auc_fresh"], best["auc_fresh_std"])
+    click.echo(f"Best program of the run: AUC {_auc(best['auc_mean'], best['auc_std'])}")
+    click.echo(f"  on twenty fresh splits: {fresh}")
 
 
-def _auc(best: dict[str, Any], which: str) -> str:
-    mean, std = (
-        (best["auc_mean"], best["auc_std"]) if not which else (best["auc_fresh"], best["auc_fresh_std"])
-    )
+def _auc(mean: float | None, std: float | None) -> str:
     return "–" if mean is None else f"{mean:.4f} ± {std:.4f}"

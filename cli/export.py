@@ -16,8 +16,8 @@ from etpo.cli.errors import Failed
 def export(run: Path, out: Path, role: str, merge: bool) -> None:
     """Write a model of the run in DIR, with its tokenizer, to a folder for transformers.
 
-    A run with full weights gives a model folder. A run with adapters (lora) gives an adapter in PEFT's format, or
-    with --merge a model folder. Weights are safetensors.
+    A run with full weights gives a model folder. A run with adapters (lora) gives an adapter in PEFT's
+    format, or with --merge a model folder. Weights are safetensors.
     """
     from etpo.engine.summary import existing_run
 

@@ -1,8 +1,9 @@
-"""The `etpo` command: a group of subcommands, one file each. Heavy libraries are imported inside the commands."""
+"""The `etpo` command: a group of subcommands, one file each, which import heavy libraries when they run."""
 
 import click
 
 from etpo import __version__
+from etpo.cli.bench import bench
 from etpo.cli.data import data
 from etpo.cli.doctor import doctor
 from etpo.cli.errors import Group
@@ -20,10 +21,10 @@ from etpo.cli.train import train
 def main(debug: bool) -> None:
     """Teach a language model to act by running what it writes.
 
-    Start with `etpo train --dataset tic-tac-toe`: the bundled model learns on a CPU in a few minutes. Exit codes:
-    0 done, 1 failed, 2 wrong use, 130 interrupted (after saving).
+    Start with `etpo train --dataset tic-tac-toe`: the bundled model learns on a CPU in a few minutes.
+    Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted (after saving).
     """
 
 
-for command in (train, evaluate, sample, score, export, data, doctor, pretrain):
+for command in (train, evaluate, sample, score, export, bench, data, doctor, pretrain):
     main.add_command(command)

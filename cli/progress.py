@@ -73,10 +73,8 @@ class PlainLines:
         quiet_s = time.monotonic() - self._shown_at
         if (step - self._shown_step) * LINES >= steps or quiet_s >= QUIET_S or step >= steps:
             self._shown_step, self._shown_at = step, time.monotonic()
-            parts = [f"{label} {text}" for label, text in figures(metrics)]
-            click.echo(
-                f"{step:>{len(str(steps))}}/{steps}  " + "  ".join([*parts, f"left {_left(left_s)}"])
-            )
+            parts = [f"{label} {text}" for label, text in figures(metrics, on_data=self.config.env is None)]
+            click.echo(f"{step:>{len(str(steps))}}/{steps}  " + "  ".join([*parts, f"left {_left(left_s)}"]))
 
 
 class LiveView:
@@ -86,7 +84,7 @@ class LiveView:
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self.clock, self.title = clock, title
+        self.config, self.title, self.clock = config, title, clock
         self.bar = Progress(
             BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("programs"), TimeElapsedColumn(),
             TextColumn("left {task.fields[left]}"), expand=True, console=console,
@@ -103,7 +101,7 @@ class LiveView:
         self.live.stop()
 
     def __call__(self, metrics: dict[str, Any]) -> None:
-        self.figures = figures(metrics)
+        self.figures = figures(metrics, on_data=self.config.env is None)
         left = _left(self.clock.left_s(metrics))
         self.bar.update(self.task, completed=metrics["step"], left=left)
 
@@ -118,14 +116,20 @@ class LiveView:
         return Group(Text(self.title, "bold"), self.bar, line, Text("Ctrl-C saves and stops", "dim"))
 
 
-def figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of what is worth watching; a value that there is not yet is a dash."""
-    formats = (
-        ("reward", "reward_mean", "{:.3f}"), ("runnable", "runnable_share", "{:.0%}"),
-        ("KL", "kl_ref", "{:.3f}"), ("best AUC", "auc_best", "{:.4f}"), ("tokens/s", "tokens_per_s", "{:,.0f}"),
-    )  # fmt: skip
+def figures(metrics: dict[str, Any], *, on_data: bool) -> list[tuple[str, str]]:
+    """(name, value) of what is worth watching; a value that there is not yet is a dash.
+
+    Args:
+        metrics: of one iteration.
+        on_data: False where the environment is no data set, and no program has an AUC.
+    """
+    formats = [("reward", "reward_mean", "{:.3f}")]
+    if on_data:
+        formats += [("runnable", "runnable_share", "{:.0%}"), ("best AUC", "auc_best", "{:.4f}")]
+    formats += [("KL", "kl_ref", "{:.3f}"), ("tokens/s", "tokens_per_s", "{:,.0f}")]
     return [
-        (label, "–" if metrics[key] is None else form.format(metrics[key])) for label, key, form in formats
+        (label, "–" if metrics[key] is None else form.format(round(metrics[key], 6) + 0.0))
+        for label, key, form in formats
     ]
 
 

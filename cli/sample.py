@@ -30,8 +30,10 @@ def sample(
     config_file = folder / "config.toml"
     is_run = config_file.is_file()
     if folder.is_dir() and not is_run and not (folder / "config.json").is_file():
-        raise Failed(f"{source}: expected the folder of a run (with config.toml) or of a model (with config.json), "
-                     "got a folder with neither")  # fmt: skip
+        raise Failed(
+            f"{source}: expected the folder of a run (with config.toml) or of a model (with config.json), "
+            "got a folder with neither; give another"
+        )
     config = replace(resolve({}, config_file) if is_run else Config(model=source), device=device)
     if dataset is not None:
         config = replace(config, dataset=dataset, target=target, env=None)

@@ -25,9 +25,9 @@ def score(
 ) -> None:
     """Run PROGRAM in the sandbox and print its reward as one JSON object.
 
-    PROGRAM is a Python file that defines build_model(x_train, y_train), or that function's bare body. The reward is
-    the mean ROC AUC over five random halvings of the data, or −1 where the program fails. The exit code is 0
-    whatever the program did.
+    PROGRAM is a Python file that defines build_model(x_train, y_train), or that function's bare body. The
+    reward is the mean ROC AUC over five random halvings of the data, or −1 where the program fails. The exit
+    code is 0 whatever the program did.
     """
     try:
         source = program.read_text(encoding="utf-8")
@@ -47,8 +47,8 @@ def score(
     with Sandbox(sandbox, timeout_s) as box:
         result = Scorer(data, box).score(source)
     record = {
-        "reward": result.reward, "outcome": result.outcome, "auc_mean": result.auc_mean, "auc_std": result.auc_std,
-        "error": result.error, "wall_s": round(result.wall_s, 4),
+        "reward": result.reward, "outcome": result.outcome, "auc_mean": result.auc_mean,
+        "auc_std": result.auc_std, "error": result.error, "wall_s": round(result.wall_s, 4),
     }  # fmt: skip
     if data.synthetic:
         record["synthetic"] = True

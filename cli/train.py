@@ -50,6 +50,7 @@ HELP = {
     "optimizer": "Optimiser of policy and critic.",
     "lr": "Learning rate of the policy.",
     "critic_lr": "Learning rate of the critic.",
+    "value_lr": "Learning rate of the critic's scalar head.",
     "clip_norm": "Largest norm of a gradient.",
     "huber_delta": "Where the critic's loss turns from square to linear, in reward units.",
     "tau": "Share of itself that the target network keeps at each step.",
@@ -73,7 +74,7 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for field in reversed(dataclasses.fields(Config)):
         command = click.option(
             option(field.name), field.name, type=_click_type(field.name), default=field.default,
-            show_default=field.default is not None, help=HELP[field.name],
+            show_default=field.default is not None, help=HELP.get(field.name),
         )(command)  # fmt: skip
     return command
 
@@ -85,7 +86,8 @@ def _click_type(name: str) -> click.ParamType:
     if get_origin(hint) is Literal:
         return click.Choice([str(word) for word in get_args(hint)])
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
-    return {int: click.INT, float: click.FLOAT, str: click.STRING}[kinds[0]]
+    basic: dict[type, click.ParamType] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+    return basic[kinds[0]]
 
 
 @click.command()
@@ -102,9 +104,9 @@ def _click_type(name: str) -> click.ParamType:
 def train(ctx: click.Context, config_file: Path | None, resume: Path | None, **values: Any) -> None:
     """Train a language model by running the programs that it writes.
 
-    A flag goes before --config, --config before --preset, and --preset before the default. The run's folder holds
-    config.toml, metrics.jsonl, programs.jsonl, best_program.py, checkpoints and report.html. Ctrl-C saves and
-    stops; --resume goes on.
+    A flag goes before --config, --config before --preset, and --preset before the default. The run's folder
+    holds config.toml, metrics.jsonl, programs.jsonl, best_program.py, checkpoints and report.html. Ctrl-C
+    saves and stops; --resume goes on.
 
     \b
     etpo train --dataset tic-tac-toe
@@ -144,8 +146,10 @@ def _resumed(path: Path, given: dict[str, Any], config_file: Path | None) -> tup
     others = [option(name) for name in given if name not in RESUMABLE] + (["--config"] if config_file else [])
     if others:
         allowed = ", ".join(map(option, RESUMABLE))
-        raise click.UsageError(f"--resume {path}: expected only {allowed} beside it, got {', '.join(others)}; the "
-                               "rest is in the run's config.toml")  # fmt: skip
+        raise click.UsageError(
+            f"--resume {path}: expected only {allowed} beside it, got {', '.join(others)}; the rest is in "
+            "the run's config.toml"
+        )
     folder = existing_run(path)
     config = resolve(given, folder.config_file)
     check_data(config)
@@ -179,8 +183,10 @@ def check_model(name: str) -> None:
     """Say what is missing in a model folder before anything slow starts; loading finds out the rest."""
     path = Path(name).expanduser()
     if path.is_dir() and not any((path / file).is_file() for file in TOKENIZER_FILES):
-        raise Failed(f"--model {name}: expected a tokenizer (tokenizer.json) beside the weights, got a folder without "
-                     "one; save it there with tokenizer.save_pretrained")  # fmt: skip
+        raise Failed(
+            f"--model {name}: expected a tokenizer (tokenizer.json) beside the weights, got a folder without "
+            "one; save it there with tokenizer.save_pretrained"
+        )
 
 
 def _run(config: Config, folder: RunFolder, *, resumed: bool) -> "Outcome":
@@ -194,16 +200,20 @@ def _run(config: Config, folder: RunFolder, *, resumed: bool) -> "Outcome":
             return run_loop(config, folder, resume=resumed, observe=view)
     except Exception as error:
         if is_disk_full(error):
-            raise Failed(f"{folder.path}: no space left on the disk; the last checkpoint is whole: free some space, "
-                         f"then: etpo train --resume {folder.path}") from error  # fmt: skip
+            go_on = f"go on: etpo train --resume {folder.path}" if folder.checkpoints.exists() else "start again"
+            raise Failed(
+                f"{folder.path}: expected to save, got no space left on the disk; earlier checkpoints are whole: "
+                f"free some space, then {go_on}"
+            ) from error
         raise
 
 
 def _discard_if_unused(folder: RunFolder) -> None:
-    """Take away the folder of a run that failed before its first checkpoint, so that `--out` is free again."""
+    """Take away what a run wrote that failed before its first checkpoint, so that `--out` is free again."""
     if not folder.checkpoints.exists() and not folder.metrics_file.exists():
         folder.config_file.unlink(missing_ok=True)
-        shutil.rmtree(folder.reference, ignore_errors=True)
+        for model in (folder.reference, folder.path / ".reference.partial"):
+            shutil.rmtree(model, ignore_errors=True)
         with contextlib.suppress(OSError):
             folder.path.rmdir()
 
@@ -229,7 +239,7 @@ def _tell(folder: RunFolder, outcome: "Outcome | None") -> None:
     elif told.has_auc:
         click.echo("  No program ran to its end.")
     if told.kl_ref is not None:
-        click.echo(f"  KL from the model that it started as: {told.kl_ref:.3f} nat a token.")
+        click.echo(f"  KL from the model that it started as: {max(told.kl_ref, 0.0):.3f} nat a token.")
     click.echo(f"Report: {report}")
 
 

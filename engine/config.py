@@ -51,6 +51,7 @@ class Config:
     optimizer: Literal["adamw", "lion"] = "adamw"
     lr: float = 3e-4
     critic_lr: float = 3e-4
+    value_lr: float = 3e-3
     clip_norm: float = 1.0
     huber_delta: float = 10.0
     tau: float = 0.9
@@ -74,7 +75,7 @@ class Config:
             ("steps", 1, False), ("envs", 1, False), ("rollout_steps", 1, False),
             ("max_new_tokens", 1, False), ("max_episode_steps", 1, False), ("temperature", 0.0, True),
             ("top_k", 0, False), ("beta", 0.0, True), ("lora_rank", 1, False), ("lr", 0.0, True),
-            ("critic_lr", 0.0, True), ("clip_norm", 0.0, True), ("huber_delta", 0.0, True),
+            ("critic_lr", 0.0, True), ("value_lr", 0.0, True), ("clip_norm", 0.0, True), ("huber_delta", 0.0, True),
             ("max_kl_update", 0.0, True), ("replay_capacity", 1, False), ("minibatch", 1, False),
             ("updates_per_batch", 1, False), ("timeout_s", 0.0, True), ("threads", 0, False),
             ("checkpoint_every", 1, False), ("seed", 0, False),

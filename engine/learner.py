@@ -15,7 +15,7 @@ from etpo.engine.actions import Action, ActionBatch, Replay, collate
 from etpo.engine.config import Config
 from etpo.engine.losses import critic_loss, detached, policy_loss, q_of_tokens, stream_kl
 from etpo.engine.optim import make_optimizer
-from etpo.engine.roles import Role, Roles, polyak
+from etpo.engine.roles import SCALAR_HEAD, Role, Roles, polyak
 from etpo.engine.sequences import Sequences
 from etpo.engine.targets import mix_of, retrace_targets, token_values, trace_coefficients
 from etpo.kernels import Stream, vocab_stats
@@ -223,7 +223,15 @@ class Learner:
         return 0.0, 0.0
 
     def _optimizer(self, role: Role, lr: float) -> torch.optim.Optimizer:
-        return make_optimizer(self.config.optimizer, list(self.roles.parameters(role).values()), lr)
+        """One group of weights, and for the critic one of its scalar head: v starts at 0 and has to cross the
+        whole range of returns, or its lag pushes every drawn token the same way."""
+        named = self.roles.parameters(role)
+        weights = [p for name, p in named.items() if not name.startswith(SCALAR_HEAD)]
+        heads = [p for name, p in named.items() if name.startswith(SCALAR_HEAD)]
+        groups = [{"params": weights, "lr": lr}]
+        if heads:
+            groups.append({"params": heads, "lr": self.config.value_lr})
+        return make_optimizer(self.config.optimizer, groups, lr)
 
 
 def _known(hidden: Tensor | None) -> Tensor:

@@ -1,15 +1,15 @@
 """The optimisers of the two trained roles."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
 
 
 class Lion(torch.optim.Optimizer):
     """θ ← θ − lr·sign(β₁·m + (1 − β₁)·g);  m ← β₂·m + (1 − β₂)·g  (Chen 2023, arXiv:2302.06675)."""
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.99)) -> None:
+    def __init__(self, params: Iterable[Any], lr: float, betas: tuple[float, float] = (0.9, 0.99)) -> None:
         super().__init__(params, {"lr": lr, "betas": betas})
 
     @torch.no_grad()
@@ -24,8 +24,8 @@ class Lion(torch.optim.Optimizer):
                 momentum.lerp_(p.grad, 1.0 - beta2)
 
 
-def make_optimizer(name: str, params: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+def make_optimizer(name: str, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
     """AdamW without decay (the KL to the reference is the regulariser), or Lion."""
     if name == "lion":
-        return Lion(params, lr)
-    return torch.optim.AdamW(params, lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True)
+        return Lion(groups, lr)
+    return torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True)

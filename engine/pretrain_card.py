@@ -30,13 +30,14 @@ def measure_programs(folder: Path, dataset: str, n: int = 500, seed: int = 0) ->
         seed: decides every draw.
 
     Returns:
-        `runnable_share`, `distinct_share`, `families` (outermost classifiers among the programs that ran), quantiles
-        of AUC (`auc_min` … `auc_max`), `auc_above_099`, `auc_below_065`, `repaired_share` (of failed programs, how many
-        ran at the second attempt), `error_kinds`, `wall_s_mean` (scoring of one running program, all its splits).
+        `programs` drawn, `runnable_share`, `distinct_share`, `repaired_share` (of failed programs, how many
+        ran at the second attempt); of those that ran: `families` (kinds of outermost classifier), `auc` (its
+        0, 5, 25, 50, 75, 95 and 100 % quantiles), `auc_below_065`, `auc_above_099` (shares), `wall_s_mean`
+        (of one program's splits together); counts by name: `error_kinds`, `family_counts`.
     """
     model, tokenizer = load_language_model(str(folder), torch.float32, "cpu")
     data = load_dataset(dataset)
-    task = task_prompt(data.name, *data.x.shape, len(data.class_names))
+    task = task_prompt(data.name, len(data.x), data.x.shape[1], len(data.class_names))
     generator = torch.Generator().manual_seed(seed)
     fresh = _draw(model, tokenizer, [task] * n, generator)
     with Sandbox() as sandbox:
@@ -90,37 +91,38 @@ def _share_ok(scores: list[Score]) -> float:
     return sum(score.outcome == "ok" for score in scores) / max(1, len(scores))
 
 
-def model_card(trained: dict[str, Any], measured: dict[str, Any]) -> str:
-    """README.md of the model's folder.
-
-    Args:
-        trained: what `pretrain` returned.
-        measured: what `measure_programs` returned.
-    """
+def model_card(numbers: dict[str, Any]) -> str:
+    """README.md of the model's folder, from what `pretrain` measured."""
+    measured = numbers["programs"]
     quantiles = ", ".join(f"{q:.3f}" for q in measured["auc"])
+    fresh = f"fresh programs that run ({measured['programs']} on {measured['dataset']}, temperature 1)"
+    rows = {
+        "perplexity of held-out programs, per token": f"{numbers['perplexity']:.3f}",
+        "the same in nats": f"{numbers['nats_per_token']:.3f}",
+        "entropy of the grammar, in nats, at most": f"{numbers['grammar_nats_per_token']:.3f}",
+        "held-out repairs, in nats per token": f"{numbers['repair_nats_per_token']:.3f}",
+        "tokens per program": f"{numbers['tokens_per_program']:.0f}",
+        fresh: f"{measured['runnable_share']:.1%}",
+        "second attempts that run, after the error was shown": f"{measured['repaired_share']:.1%}",
+        "distinct programs": f"{measured['distinct_share']:.1%}",
+        "families of classifiers among those that ran": str(measured["families"]),
+        "AUC of those that ran: least, 5, 25, 50, 75, 95 %, most": quantiles,
+    }
+    table = "\n".join(f"| {what} | {value} |" for what, value in rows.items())
     return f"""# etpo-nano
 
-A language model of {trained["parameters"] / 1e6:.2f} million parameters (Llama architecture, float32 in use, stored in
-float16) that writes the body of `build_model(x_train, y_train)` with scikit-learn. It is where etpo's training starts
-when no other model is named. `etpo pretrain --seed {trained["seed"]}` builds it again.
+A language model of {numbers["parameters"] / 1e6:.2f} million parameters (Llama architecture; weights stored
+in float16, used in float32) that writes the body of `build_model(x_train, y_train)` with scikit-learn. etpo's
+training starts from it when no other model is named; `etpo pretrain --seed {numbers["seed"]}` rebuilds it.
 
-It was trained on {trained["documents"]:,} documents ({trained["tokens"]:,} tokens, {trained["steps"]:,} steps,
-{trained["wall_s"] / 60:.0f} minutes) that a probabilistic grammar wrote: classifiers and pipelines with good and bad
-hyperparameters, mistakes with their real error messages, and repairs. The grammar knows no data set; only the numbers
-of rows, features and classes in a prompt's first line are ever used.
+It has read {numbers["documents"]:,} documents ({numbers["tokens"]:,} tokens, {numbers["steps"]:,} steps,
+{numbers["wall_s"] / 60:.0f} minutes) that a probabilistic grammar wrote: classifiers and pipelines with good
+and bad hyperparameters, mistakes with their real error messages, and repairs. The grammar knows no data set;
+only the numbers of rows, features and classes in a prompt's first line matter to it.
 
 | measured | |
 |---|---|
-| perplexity of held-out programs, per token | {trained["perplexity"]:.3f} ({trained["nats_per_token"]:.3f} nats) |
-| the grammar's own entropy, per token (upper bound) | {trained["grammar_nats_per_token"]:.3f} nats |
-| surprise of held-out repairs, per token | {trained["repair_nats_per_token"]:.3f} nats |
-| tokens per program | {trained["tokens_per_program"]:.0f} |
-| fresh programs that run ({measured["programs"]} on {measured["dataset"]}, temperature 1) | \
-{measured["runnable_share"]:.1%} |
-| second attempts that run, after the error was shown | {measured["repaired_share"]:.1%} |
-| distinct programs | {measured["distinct_share"]:.1%} |
-| families of classifiers among those that ran | {measured["families"]} |
-| AUC of those that ran: least, 5 %, 25 %, 50 %, 75 %, 95 %, most | {quantiles} |
+{table}
 
 Not for anything else: it knows no natural language, and no Python beyond these programs.
 """

@@ -20,6 +20,7 @@ from etpo.kernels import Stream
 
 Role = Literal["policy", "critic", "target", "reference"]
 TRAINED: tuple[Role, Role] = ("policy", "critic")
+SCALAR_HEAD = "scalar_head."
 
 
 class Roles(Protocol):
@@ -38,7 +39,7 @@ class Roles(Protocol):
         ...
 
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
-        """Every tensor of the role that can move, by name."""
+        """Every tensor of the role that can move, by name; the scalar head's come last, as `SCALAR_HEAD`…"""
         ...
 
 
@@ -64,7 +65,7 @@ class _ScalarHeads:
 
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
         named = self.heads[role].named_parameters() if role in self.heads else ()
-        return {f"scalar_head.{name}": parameter for name, parameter in named}
+        return {SCALAR_HEAD + name: parameter for name, parameter in named}
 
 
 class FullRoles:

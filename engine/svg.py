@@ -16,7 +16,7 @@ Place = Callable[[float, float], tuple[float, float]]  # (x, y) of the data -> o
 
 @dataclass(frozen=True)
 class Series:
-    """One line: (x, y) points, y None where nothing is known; `css` names its colour, `name` the tooltip's text."""
+    """One line: (x, y) points, y None where nothing is known; `css` is its colour, `name` its tooltip."""
 
     name: str
     points: Points

@@ -98,7 +98,8 @@ class Trained:
         if is_adapter and not merge:
             self.roles.save(role, out, base_name(self.config.model))
         else:
-            self.roles.merged(role).save_pretrained(out)
+            whole: Any = self.roles.merged(role)
+            whole.save_pretrained(out)
         self.tokenizer.save_pretrained(out)
 
 
@@ -141,7 +142,7 @@ def resumed_run(path: Path, config: Config) -> RunFolder:
 
 
 def first_state(config: Config) -> tuple[str, str]:
-    """The first prompt of a run's environment, and a note for whatever is shown of it: ` (synthetic)` or nothing.
+    """The first prompt of a run's environment, and a note for what is shown of it: ` (synthetic)` or nothing.
 
     Raises:
         DatasetError, ValueError: absent or unreadable data, no such environment.

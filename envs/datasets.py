@@ -200,8 +200,10 @@ def read_csv(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, low_memory=False)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        reason = isinstance(error, OSError) and error.strerror or " ".join(str(error).split())
-        raise DatasetError(f"cannot read {path} ({reason}); expected a CSV file with a header line") from error
+        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        raise DatasetError(
+            f"cannot read {path} ({reason}); expected a CSV file with a header line"
+        ) from error
 
 
 def prepare(name: str, table: pd.DataFrame, recipe: Recipe, protocol: str) -> Dataset:

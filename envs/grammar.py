@@ -1,7 +1,7 @@
 """The corpus of the bundled model: programs that a probabilistic grammar writes, with mistakes and repairs.
 
-A document is what one episode shows: a task prompt and a first program; where that program fails, often also its
-real error and a corrected program. Nothing in it depends on a data set but the size in the prompt's first line.
+A document is what one episode shows: a task prompt and a first program; where that program fails, often also
+its real error and a corrected program. Nothing in it depends on a data set but the size in the prompt.
 """
 
 import random

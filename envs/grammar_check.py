@@ -1,7 +1,7 @@
 """Runs a program of the grammar in this process, on a small table, and says how it failed.
 
-Only for the grammar's own programs: nothing here protects against a program (see `sandbox.py` for that). The error
-lines are the sandbox's own, which a test holds them to.
+Only for the grammar's own programs: nothing here protects against a program (see `sandbox.py` for that). The
+error lines are the sandbox's own, which a test holds them to.
 """
 
 import contextlib
@@ -23,38 +23,45 @@ from etpo.envs.scoring import check_proba
 _FILE = "<program>"
 _FEW_TRAIN, _FEW_VAL = 101, 97
 _MAX_ROWS, _MAX_FEATURES = 2000, 60
+# What an error that depends on the number of rows speaks of.
+_OF_ROWS = re.compile(rf"\b({_FEW_TRAIN}|{_FEW_TRAIN - 1}|{_FEW_VAL})\b|rank|samples|members|n_splits")
 
 
 def first_error(body: str, size: Size) -> str | None:
     """The error line of a body on a table of `size`, or None where it runs.
 
-    A few rows stand for all. Where the message speaks of a number of rows the program runs again on all of them.
+    A few rows stand for all, but where the error speaks of their number.
     """
     n_train = size.n_rows // 2
     n_val = size.n_rows - n_train
     if n_train <= _FEW_TRAIN:
         return _run(body, size, n_train, n_val)
     error = _run(body, size, _FEW_TRAIN, _FEW_VAL)
-    if error is not None and re.search(rf"\b({_FEW_TRAIN}|{_FEW_TRAIN - 1}|{_FEW_VAL})\b", error):
+    if error is not None and _OF_ROWS.search(error):
         return _run(body, size, n_train, n_val)
     return error
 
 
 def clean_message(message: str) -> str:
-    """A message without what differs from machine to machine: paths, addresses, the order of sets."""
+    """A message without what says nothing of the mistake: paths, addresses, the order of sets, the data."""
     message = re.sub(r" \((/[^)]*|unknown location)\)", "", message)
     message = re.sub(r"0x[0-9a-fA-F]{6,}", "0x…", message)
+    message = re.sub(r"array=\[[^\]]*\]?", "array=[…]", message)
     return re.sub(r"\{('[^{}]*')\}", lambda m: "{" + ", ".join(sorted(m[1].split(", "))) + "}", message)
+
+
+def table(size: Size) -> NDArray[np.float64]:
+    """[rows, features]: whole numbers, zeros and ones, and real numbers of both signs, column by column."""
+    return _table()[: size.n_rows, : size.n_features]
 
 
 @lru_cache(maxsize=1)
 def _table() -> NDArray[np.float64]:
-    """Whole numbers, zeros and ones, and real numbers of both signs, in turn."""
     rng = np.random.default_rng(0)
-    table = rng.standard_normal((_MAX_ROWS, _MAX_FEATURES)).round(2)
-    table[:, 0::3] = rng.integers(0, 3, table[:, 0::3].shape)
-    table[:, 1::3] = rng.integers(0, 2, table[:, 1::3].shape)
-    return table
+    values = rng.standard_normal((_MAX_ROWS, _MAX_FEATURES)).round(2)
+    values[:, 0::3] = rng.integers(0, 3, values[:, 0::3].shape)
+    values[:, 1::3] = rng.integers(0, 2, values[:, 1::3].shape)
+    return values
 
 
 def _run(body: str, size: Size, n_train: int, n_val: int) -> str | None:
@@ -63,8 +70,8 @@ def _run(body: str, size: Size, n_train: int, n_val: int) -> str | None:
         failure = verdict[1]
         kind = type(failure.kind, (Exception,), {})
         return describe_error(kind(failure.message), max(1, failure.line - 1) if failure.line else None)
-    table = _table()[:, : size.n_features]
-    x_train, x_val = table[:n_train].copy(), table[n_train : n_train + n_val]
+    x = table(size)
+    x_train, x_val = x[:n_train].copy(), x[n_train : n_train + n_val]
     y_train = np.arange(n_train) % size.n_classes
     scope: dict[str, Any] = {}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), np.errstate(all="ignore"):
@@ -76,7 +83,7 @@ def _run(body: str, size: Size, n_train: int, n_val: int) -> str | None:
                 raise TypeError("build_model returned None; it must return the fitted classifier")
             if not hasattr(model, "predict_proba"):
                 raise AttributeError(
-                    f"{type(model).__name__} has no predict_proba; return a classifier that has"
+                    f"{type(model).__name__} has no predict_proba; return a classifier that has it"
                 )
             proba = model.predict_proba(x_val)
         except Exception as error:

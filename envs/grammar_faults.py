@@ -1,7 +1,6 @@
 """The mistakes that people and models make, each as a change to a program that was right.
 
-A fault takes a program and gives a broken one, or None where it does not apply. The kinds are many and none
-is frequent, so that no single token decides whether programs run.
+The kinds are many and none is frequent, so that no single token decides whether programs run.
 """
 
 from collections.abc import Callable
@@ -47,6 +46,10 @@ from etpo.envs.grammar_wrong import (
     WRONG_WORDS,
 )
 
+CHANGES_COLUMNS = (
+    "PolynomialFeatures", "OneHotEncoder", "SplineTransformer", "KBinsDiscretizer", "Nystroem", "RBFSampler",
+    "PCA", "SelectKBest", "SelectPercentile",
+)  # fmt: skip
 
 
 def missing_import(d: Draw, program: Program, size: Size) -> Broken:
@@ -203,8 +206,7 @@ def train_only(d: Draw, program: Program, size: Size) -> Broken:
     if model.name != "make_pipeline":
         return None
     *steps, last = [arg for arg in model.args if isinstance(arg, Call)]
-    if not any(c.name in ("PolynomialFeatures", "OneHotEncoder", "SplineTransformer", "Nystroem", "RBFSampler", "PCA",
-                          "SelectKBest", "SelectPercentile", "KBinsDiscretizer") for c in steps):  # fmt: skip
+    if not any(c.name in CHANGES_COLUMNS for c in steps):
         return None
     first: Call = steps[0] if len(steps) == 1 else Call("make_pipeline", tuple(steps))
     x = d.pick(("x", "features", "x_new"))
@@ -230,7 +232,7 @@ def negative_values(d: Draw, program: Program, size: Size) -> Broken:
         w in render(model) for w in ("chi2", "MultinomialNB", "ComplementNB")
     ):
         return None
-    name = d.pick(("StandardScaler", "RobustScaler", "PowerTransformer"), (6, 2, 1))
+    name = d.pick(("StandardScaler", "RobustScaler"), (3, 1))
     return _model_changed(program, model.args[0], Call(name))  # type: ignore[arg-type]
 
 
@@ -320,8 +322,9 @@ FAULTS: dict[str, tuple[float, Fault]] = {
         (6, missing_import), (4, wrong_module), (3.5, misspelt_module), (5, wrong_class),
         (3, class_not_imported), (5, renamed_argument), (4.5, foreign_argument), (4, quoted_number),
         (3, float_for_int), (4.5, wrong_word), (4, out_of_range), (5, unfitted), (3.5, fit_without_labels),
-        (3.5, nothing_returned), (3, other_returned), (5.5, wrong_variable), (5, wrong_shape), (3, not_a_frame),
-        (11, no_probability), (9, no_predict_proba), (4, regressor), (3, wrong_method), (3, class_for_instance),
+        (3.5, nothing_returned), (3, other_returned), (5.5, wrong_variable), (5, wrong_shape),
+        (3, not_a_frame), (11, no_probability), (9, no_predict_proba), (4, regressor), (3, wrong_method),
+        (3, class_for_instance),
         (5, missing_bracket), (2, extra_bracket), (3, missing_quote), (3, missing_comma), (2.5, bad_indent),
         (8, train_only), (20, sparse_for_dense), (25, negative_values), (5, absent_package),
         (5, list_for_steps), (20, too_many_components), (3, undefined_value), (3, positional_argument),
@@ -398,5 +401,3 @@ def _misnamed(d: Draw, program: Program) -> tuple[Call | None, str]:
         return None, ""
     call = d.pick(options)
     return call, d.pick(CLASS_TYPOS[call.name])
-
-

@@ -13,12 +13,12 @@ TREES = (
 )  # fmt: skip
 DENSE = (
     "GaussianNB", "LinearDiscriminantAnalysis", "QuadraticDiscriminantAnalysis",
-    "HistGradientBoostingClassifier", "GaussianProcessClassifier", "LabelSpreading",
+    "HistGradientBoostingClassifier", "GaussianProcessClassifier", "LabelSpreading", "KNeighborsClassifier",
 )  # fmt: skip
 POSITIVE = ("MultinomialNB", "ComplementNB")
 SCALERS = (
-    "StandardScaler", "MinMaxScaler", "RobustScaler", "MaxAbsScaler", "QuantileTransformer", "PowerTransformer",
-    "Normalizer",
+    "StandardScaler", "MinMaxScaler", "RobustScaler", "MaxAbsScaler", "QuantileTransformer",
+    "PowerTransformer", "Normalizer",
 )  # fmt: skip
 SCALER_WEIGHTS = (12, 5, 3, 2, 2.5, 0.7, 1)
 
@@ -38,8 +38,9 @@ MEMBERS = {
     "LinearDiscriminantAnalysis": 2, "BernoulliNB": 2, "MLPClassifier": 1,
 }  # fmt: skip
 CALIBRATED = {
-    "LinearSVC": 6, "SVC": 4, "RidgeClassifier": 4, "LogisticRegression": 3, "GaussianNB": 2, "BernoulliNB": 1,
-    "Perceptron": 1, "GradientBoostingClassifier": 1.5, "ExtraTreesClassifier": 1, "DecisionTreeClassifier": 1,
+    "LinearSVC": 6, "SVC": 4, "RidgeClassifier": 4, "LogisticRegression": 3, "GaussianNB": 2,
+    "BernoulliNB": 1, "Perceptron": 1, "GradientBoostingClassifier": 1.5, "ExtraTreesClassifier": 1,
+    "DecisionTreeClassifier": 1,
 }  # fmt: skip
 MEMBER_NAMES = {
     "LogisticRegression": "lr", "GaussianNB": "nb", "KNeighborsClassifier": "knn",
@@ -52,6 +53,8 @@ MEMBER_NAMES = {
 def draw_model(d: Draw, size: Size) -> Call:
     """An unfitted classifier, alone or behind preparation steps."""
     family = d.pick(tuple(FAMILIES), tuple(FAMILIES.values()))
+    if family == "QuadraticDiscriminantAnalysis" and size.n_rows < 4 * size.n_classes * size.n_features:
+        family = "GaussianNB"  # too few rows of a class for its covariance
     final = _classifier(d, size, family)
     return _pipeline(d, [*_steps(d, size, family, final), final])
 
@@ -203,10 +206,12 @@ def _steps(d: Draw, size: Size, family: str, final: Call) -> list[Call]:
         plan = d.pick(("", "encode", "scale", "select", "project", "encode select"), (76, 9, 4, 6, 3, 2))
     elif family in LINEAR:
         plan = d.pick(
-            ("", "scale", "encode", "encode select", "encode cross", "select", "scale select", "scale project",
-             "cross", "scale cross", "spline", "spline select", "kernel", "scale kernel"),
+            ("", "scale", "encode", "encode select", "encode cross", "select", "scale select",
+             "scale project", "cross", "scale cross", "spline", "spline select", "kernel", "scale kernel"),
             (15, 20, 13, 6, 9, 2, 3, 5, 5, 4, 6, 2, 4, 6),
         )  # fmt: skip
+    elif family == "QuadraticDiscriminantAnalysis":
+        plan = d.pick(("", "scale", "select", "scale select", "scale project"), (5, 4, 1, 1, 2))
     else:
         plan = d.pick(
             ("", "scale", "encode", "encode select", "select", "scale select", "scale project", "spline"),

@@ -135,8 +135,9 @@ _NAMES = {
     "sklearn.neighbors": "KNeighborsClassifier KNeighborsRegressor",
     "sklearn.tree": "DecisionTreeClassifier ExtraTreeClassifier DecisionTreeRegressor",
     "sklearn.ensemble": (
-        "RandomForestClassifier ExtraTreesClassifier GradientBoostingClassifier HistGradientBoostingClassifier "
-        "AdaBoostClassifier BaggingClassifier VotingClassifier StackingClassifier RandomForestRegressor "
+        "RandomForestClassifier ExtraTreesClassifier GradientBoostingClassifier "
+        "HistGradientBoostingClassifier AdaBoostClassifier "
+        "BaggingClassifier VotingClassifier StackingClassifier RandomForestRegressor "
         "ExtraTreesRegressor GradientBoostingRegressor HistGradientBoostingRegressor"
     ),
     "sklearn.svm": "SVC NuSVC LinearSVC SVR",
@@ -148,8 +149,8 @@ _NAMES = {
     "sklearn.multiclass": "OneVsRestClassifier",
     "sklearn.pipeline": "make_pipeline Pipeline make_union",
     "sklearn.preprocessing": (
-        "StandardScaler MinMaxScaler RobustScaler MaxAbsScaler QuantileTransformer PowerTransformer Normalizer "
-        "OneHotEncoder KBinsDiscretizer SplineTransformer PolynomialFeatures"
+        "StandardScaler MinMaxScaler RobustScaler MaxAbsScaler QuantileTransformer PowerTransformer "
+        "Normalizer OneHotEncoder KBinsDiscretizer SplineTransformer PolynomialFeatures"
     ),
     "sklearn.feature_selection": "SelectKBest SelectPercentile chi2 mutual_info_classif",
     "sklearn.decomposition": "PCA TruncatedSVD",

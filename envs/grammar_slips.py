@@ -1,4 +1,4 @@
-"""Mistakes in the last lines of a program and in its spelling: fit and return, names, shapes, brackets, quotes."""
+"""Mistakes in the last lines of a program and in its spelling: fit and return, names, shapes, brackets."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,8 +24,11 @@ def nothing_returned(d: Draw, program: Program, size: Size) -> Broken:
 
 
 def other_returned(d: Draw, program: Program, size: Size) -> Broken:
-    what = d.pick(("@.predict(x_train)", "@.predict_proba(x_train)", "@.score(x_train, y_train)", "@.predict_proba",
-                   "@, x_train", "[@]"), (3, 3, 1, 1, 1, 1))  # fmt: skip
+    what = d.pick(
+        ("@.predict(x_train)", "@.predict_proba(x_train)", "@.score(x_train, y_train)", "@.predict_proba",
+         "@, x_train", "[@]"),
+        (3, 3, 1, 1, 1, 1),
+    )  # fmt: skip
     var = program.var or "model"
     return replace(program, var=var, tail=("@.fit(x_train, y_train)", f"return {what}"))
 

@@ -19,10 +19,8 @@ import ast
 import contextlib
 import fcntl
 import os
-import re
 import select
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -31,12 +29,12 @@ import warnings
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from etpo.envs import sandbox_wire as wire
+from etpo.envs.sandbox_result import Failure, SplitResult, result_of, sent_too_much
 
 SERVER_FILE = Path(__file__).with_name("sandbox_server.py")
 PIPE_BYTES = 2**20
@@ -45,34 +43,6 @@ MAX_COLUMNS = 1_000
 
 class SandboxError(Exception):
     """The sandbox itself cannot work: its server does not start, or a mode was asked for that it lacks."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a program failed: the exception's kind, its message, the line of the source (None: not in it)."""
-
-    kind: str
-    message: str
-    line: int | None = None
-
-
-@dataclass(frozen=True)
-class SplitResult:
-    """What came of one split.
-
-    Attributes:
-        outcome: one of `sandbox_wire.OUTCOMES`.
-        proba: [rows, columns] float64 as the program returned it, only known to be readable; else None.
-        failure: what went wrong, None for `ok`.
-        stdout: the first characters of what the program printed.
-        wall_s: seconds from the fork to the end of the process.
-    """
-
-    outcome: str
-    proba: np.ndarray | None
-    failure: Failure | None
-    stdout: str
-    wall_s: float
 
 
 class SplitArrays:
@@ -85,6 +55,7 @@ class SplitArrays:
     """
 
     def __init__(self, x_train: np.ndarray, y_train: np.ndarray, x_val: np.ndarray) -> None:
+        self.fd = -1
         if x_train.ndim != 2 or x_val.ndim != 2 or y_train.shape != x_train.shape[:1]:
             raise ValueError(
                 "expected x_train [n, f], y_train [n], x_val [m, f]; "
@@ -276,7 +247,7 @@ class Sandbox:
         """End the server and forget all jobs; returns those that were sent to it, in order."""
         sent = list(self._sent.values())
         for job in sent:
-            os.close(job.result_fd)
+            self._hang_up(job)
         for jobs in (self._waiting, self._sent, self._by_fd, self._done):
             jobs.clear()
         if self._process is not None:
@@ -323,10 +294,10 @@ class Sandbox:
                 fcntl.fcntl(job.result_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             self._sent[job.number] = job
             self._by_fd[job.result_fd] = job
+            self._poll.register(job.result_fd, select.POLLIN)
             header = wire.REQUEST.pack(job.number, job.seed, job.timeout_s)
             try:
                 socket.send_fds(self._control, [header + job.source], [job.arrays.fd, write_fd])
-                self._poll.register(job.result_fd, select.POLLIN)
             finally:
                 os.close(write_fd)
 
@@ -334,8 +305,8 @@ class Sandbox:
         """Wait for the server or a child to say something, and take it in."""
         for fd, _ in self._poll.poll():
             if fd != self._control.fileno():
-                if fd in self._by_fd and not self._drain(self._by_fd[fd]):
-                    self._poll.unregister(fd)
+                if fd in self._by_fd:
+                    self._read_some(self._by_fd[fd])
                 continue
             report = self._control.recv(wire.REPORT.size)
             if not report:
@@ -344,67 +315,34 @@ class Sandbox:
             if number == wire.READY:
                 self._ready = True
             else:
-                self._done.append((number, self._finish(self._sent.pop(number), how, value, wall_s)))
-
-    def _drain(self, job: _Job) -> bool:
-        """Read what the pipe holds; False at its end. More than a result can be is dropped."""
-        limit = wire.FRAME.size + 8 * job.arrays.n_val * MAX_COLUMNS + wire.MAX_TEXT_BYTES
-        with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(job.result_fd, PIPE_BYTES):
-                if len(job.received) + len(chunk) > limit:
-                    job.overflowed = True
+                job = self._sent.pop(number)
+                while self._read_some(job):
+                    pass
+                self._hang_up(job)
+                if job.overflowed and how != wire.TIMED_OUT:
+                    result = sent_too_much(wall_s)
                 else:
-                    job.received += chunk
+                    result = result_of(bytes(job.received), how, value, wall_s, job.timeout_s)
+                self._done.append((number, result))
+
+    def _read_some(self, job: _Job) -> bool:
+        """Read once from a job's pipe; False where there is no more now. Who sends too much is hung up on."""
+        if job.result_fd < 0:
             return False
-        return True
+        try:
+            chunk = os.read(job.result_fd, PIPE_BYTES)
+        except BlockingIOError:
+            return False
+        job.received += chunk
+        limit = wire.FRAME.size + 8 * job.arrays.n_val * MAX_COLUMNS + wire.MAX_TEXT_BYTES
+        job.overflowed = len(job.received) > limit
+        if job.overflowed or not chunk:
+            self._hang_up(job)
+        return job.result_fd >= 0
 
-    def _finish(self, job: _Job, how: int, value: int, wall_s: float) -> SplitResult:
-        self._drain(job)
-        with contextlib.suppress(KeyError):
+    def _hang_up(self, job: _Job) -> None:
+        if job.result_fd >= 0:
             self._poll.unregister(job.result_fd)
-        del self._by_fd[job.result_fd]
-        os.close(job.result_fd)
-        if how == wire.TIMED_OUT:
-            failure = Failure("timeout", f"the program took more than {job.timeout_s:g} s on one split")
-            return SplitResult("timeout", None, failure, "", wall_s)
-        if job.overflowed:
-            failure = Failure("invalid output", "the program sent more than a result")
-            return SplitResult("invalid_output", None, failure, "", wall_s)
-        if how == wire.EXITED and value == 0 and (result := _read_frame(bytes(job.received), wall_s)):
-            return result
-        if how == wire.SIGNALLED and value == signal.SIGXCPU:
-            failure = Failure("timeout", "the program used more processor time than one split may")
-            return SplitResult("timeout", None, failure, "", wall_s)
-        if how == wire.EXITED and value == wire.EXIT_NO_MEMORY:
-            return SplitResult("memory", None, _no_memory(), "", wall_s)
-        ended = f"exit code {value}" if how == wire.EXITED else f"signal {value}"
-        failure = Failure("crashed", f"the process ended with {ended} before the model was returned")
-        return SplitResult("crashed", None, failure, "", wall_s)
-
-
-def _no_memory() -> Failure:
-    return Failure("MemoryError", "the program needs more memory than it may use")
-
-
-def _read_frame(frame: bytes, wall_s: float) -> SplitResult | None:
-    """Parse what a child sent; None where it is no frame. Nothing in it is trusted."""
-    if len(frame) < wire.FRAME.size:
-        return None
-    magic, outcome, line, rows, columns, *sizes = wire.FRAME.unpack_from(frame)
-    array_bytes = 8 * rows * columns
-    if magic != wire.MAGIC or len(frame) != wire.FRAME.size + array_bytes + sum(sizes):
-        return None
-    text_start = wire.FRAME.size + array_bytes
-    ends = np.cumsum([text_start, *sizes])
-    kind, message, stdout = (frame[start:end].decode("utf-8", "replace") for start, end in pairwise(ends))
-    if outcome == wire.OK:
-        proba = np.frombuffer(frame, np.float64, rows * columns, wire.FRAME.size).reshape(rows, columns)
-        return SplitResult("ok", proba, None, stdout, wall_s)
-    if outcome == wire.MEMORY:
-        return SplitResult("memory", None, _no_memory(), stdout, wall_s)
-    if outcome not in (wire.ERROR, wire.REFUSED, wire.INVALID_OUTPUT):
-        return None
-    kind = re.sub(r"[^\w. ]", "", kind) or "Exception"
-    # Addresses differ from run to run; the prompt that shows the message must not.
-    message = re.sub(r"0x[0-9a-fA-F]{6,}", "0x…", message)
-    return SplitResult(wire.OUTCOMES[outcome], None, Failure(kind, message, line or None), stdout, wall_s)
+            del self._by_fd[job.result_fd]
+            os.close(job.result_fd)
+            job.result_fd = -1

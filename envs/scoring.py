@@ -8,7 +8,8 @@ from sklearn.metrics import roc_auc_score
 
 from etpo.envs.datasets import Dataset
 from etpo.envs.prompts import as_program, describe_error
-from etpo.envs.sandbox import Failure, Sandbox, SplitArrays, SplitResult, refuse
+from etpo.envs.sandbox import Sandbox, SplitArrays, refuse
+from etpo.envs.sandbox_result import Failure, SplitResult
 
 FAILURE_REWARD = -1.0
 SPLIT_SEEDS = (0, 1, 2, 3, 4)

@@ -1,13 +1,14 @@
 """Writes `best_program.py`: one file that shows the best program and scores it, with scikit-learn only."""
 
 import inspect
+import shlex
 
 from etpo.envs import datasets, scoring
 from etpo.envs.datasets import Dataset
 from etpo.envs.prompts import as_program
 
 _HEAD = '''\
-"""The best program for {title}.
+"""The best program for the data set {name}: mean ROC AUC {auc_mean:.4f}, standard deviation {auc_std:.4f}.
 
     python best_program.py DATA.csv --target {target}
 
@@ -69,25 +70,26 @@ if __name__ == "__main__":
 """
 
 
-def standalone_program(action: str, protocol: str = "default", dataset: Dataset | None = None) -> str:
+def best_program(action: str, dataset: Dataset, auc_mean: float, auc_std: float) -> str:
     """The text of `best_program.py`: the program, the preparation, the scoring; needs scikit-learn only.
 
-    Its numbers are the scorer's, on the same table.
+    Run on the same table it prints the scorer's numbers.
 
     Args:
         action: the body of `build_model`, or a program that defines it.
-        protocol: how the data set was prepared; `dataset.protocol` counts where a data set is given.
-        dataset: what the program was scored on. Without it the file names none, and `paper` keeps all rows.
+        dataset: what it was scored on.
+        auc_mean, auc_std: its score, for the head of the file.
     """
-    protocol = protocol if dataset is None else dataset.protocol
-    recipe = None if dataset is None else datasets.RECIPES.get(dataset.name)
-    share = recipe.paper_share if recipe is not None and protocol == "paper" else 1.0
+    paper = dataset.protocol == "paper"
+    recipe = datasets.RECIPES.get(dataset.name)
     head = _HEAD.format(
-        title="a data set" if dataset is None else f"the data set {dataset.name}",
-        target="TARGET" if dataset is None else dataset.target,
+        name=dataset.name,
+        auc_mean=auc_mean,
+        auc_std=auc_std,
+        target=shlex.quote(dataset.target),
         n_splits=len(scoring.SPLIT_SEEDS),
-        paper=protocol == "paper",
-        share=share,
+        paper=paper,
+        share=recipe.paper_share if paper and recipe is not None else 1.0,
         seeds=scoring.SPLIT_SEEDS,
     )
     helpers = (

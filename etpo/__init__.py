@@ -29,7 +29,7 @@ def train(config: "Config", out: str | Path | None = None, resume: bool = False)
 
     Args:
         config: what to train, on what.
-        out: the run's folder, new or empty; default `config.out`, else `runs/<dataset>-<algo>-s<seed>-<time>`.
+        out: the run's folder, new or empty; default `config.out`, else a new one in `runs`.
         resume: go on with the run in `out`.
 
     Raises:

@@ -15,7 +15,7 @@ from etpo.kernels.streams import Problem
 from etpo.kernels.tiles import Cotangents, Planes, Scratch
 
 # Large enough for the matrix products, small enough for a core's cache.
-TILE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
+TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
 BLOCK_COLUMNS = {"cpu": 1024, "cuda": 8192}
 
 P, Q, R, U = range(4)
@@ -273,13 +273,13 @@ def _tile_gradients(
     n_rows, n_columns = scratch.prob.shape
     prob, prob_u = scratch.prob, sweep.buffer("prob_u", (n_rows, n_columns)) if plan.prob_u else None
     scale = (
-        tiles.exp_shifted(prob, planes.p, cot.stats[tiles.LSE_P])
+        tiles.probabilities_into(prob, planes.p, cot.stats[tiles.LSE_P], sweep.whole)
         if plan.prob and planes.p is not None
         else None
     )
     scale_u = None
     if prob_u is not None and planes.u is not None:
-        scale_u = tiles.exp_shifted(prob_u, planes.u, cot.stats[tiles.LSE_U])
+        scale_u = tiles.probabilities_into(prob_u, planes.u, cot.stats[tiles.LSE_U], sweep.whole)
     for k in sorted(plan.grads):
         if k == P:
             if scale is not None and cot.active & {tiles.LSE_P, *tiles.EXPECTATIONS}:
@@ -296,7 +296,7 @@ def _tile_gradients(
                 terms.append((prob_u, share * g[tiles.LSE_U] * scale_u))
             z = planes[k]
             if LSE[k] in cot.active and z is not None:
-                own = tiles.exp_shifted(scratch.terms, z, cot.stats[LSE[k]])
+                own = tiles.probabilities_into(scratch.terms, z, cot.stats[LSE[k]], sweep.whole)
                 terms.append((scratch.terms, g[LSE[k]] * own))
             dz = tiles.weighted_sum(scratch.work, terms)
         if AT[k] in cot.active and tile.tokens is not None:

@@ -73,7 +73,7 @@ def forward(
                 value = tiles.kl_rows(first_plane, u, prob, prob_u, want_u=want_u)
             else:
                 value = tiles.log_ratio_rows(first_plane, u, prob)
-            numbers[start + first : start + first + step] = value
+            numbers[start + first : start + first + u.shape[0]] = value
         for stream, grad in hidden_grads.items():
             own = [part for part in parts if part.stream == stream]
             for k, part in enumerate(own):

@@ -231,8 +231,14 @@ def weighted_sum(out: Tensor, terms: list[tuple[Tensor, Tensor]]) -> Tensor:
     return out if terms else out.zero_()
 
 
-def exp_shifted(out: Tensor, z: Tensor, lse: Tensor) -> Tensor:
-    """out = exp(z − round(lse)); returns exp(round(lse) − lse) [n] float64, which makes probabilities of it."""
+def probabilities_into(out: Tensor, z: Tensor, lse: Tensor, whole: bool) -> Tensor:
+    """Writes to `out` what times the scale [n] float64 that is returned makes exp(z − lse).
+
+    whole: the tile holds the whole vocabulary, so that this is its softmax.
+    """
+    if whole:
+        torch.softmax(z, 1, out=out)
+        return torch.ones_like(lse)
     rounded = lse.to(z.dtype)
     torch.sub(z, rounded[:, None], out=out).exp_()
     return (rounded.double() - lse).exp()

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from etpo.engine.actions import Action
-from etpo.engine.roles import Role
+from etpo.engine.roles import SCALAR_HEAD, Role
 from etpo.engine.sequences import Sequences
 from etpo.envs.word_mdp import WordMDP
 from etpo.kernels import Stream
@@ -48,7 +48,7 @@ class TabularRoles:
 
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
         own = {"table": self.tables[role]}
-        return own | {"value": self.values[role]} if role in self.values else own
+        return own | {SCALAR_HEAD + "table": self.values[role]} if role in self.values else own
 
     def policy_XV(self, role: Role = "policy") -> np.ndarray:
         """softmax of the role's table in float64, [X, V]."""

@@ -13,7 +13,7 @@ from etpo.envs.sandbox import Sandbox
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
     os.environ["ETPO_TEST_SECRET"] = "not for children"
-    with Sandbox(workers=2, timeout_s=20.0) as box:
+    with Sandbox(workers=2, timeout_s=20.0, memory_mib=512) as box:
         yield box
 
 

@@ -97,7 +97,10 @@ def test_kaggle_files(name):
 
 def test_preparation_of_a_csv(tmp_path):
     lines = ["id,size,colour,flag,label"]
-    lines += [f"{i},{i * 0.5},{'red' if i % 3 else 'blue'},{i % 2 == 0},{'yes' if i % 4 else 'no'}" for i in range(9)]
+    lines += [
+        f"{i},{i * 0.5},{'red' if i % 3 else 'blue'},{i % 2 == 0},{'yes' if i % 4 else 'no'}"
+        for i in range(9)
+    ]
     lines[3] = "2,,red,True,yes"
     lines[5] = "4,inf,red,True,yes"
     data = load_dataset(write(tmp_path / "t.csv", "\n".join(lines)), "label")
@@ -147,7 +150,9 @@ def test_paper_protocol_ranks_numbers_beside_text_and_keeps_a_share(tmp_path):
 
 def test_data_home_takes_either_spelling(tmp_path, monkeypatch):
     monkeypatch.setenv("ETPO_DATA_HOME", str(tmp_path))
-    with pytest.raises(DatasetError, match=r"kidney-stone is not here; get it from Kaggle.*s3e12.*kidney-stone$"):
+    with pytest.raises(
+        DatasetError, match=r"kidney-stone is not here; get it from Kaggle.*s3e12.*kidney-stone$"
+    ):
         load_dataset("kidney_stone")
     (tmp_path / "kidney_stone").mkdir()
     write(tmp_path / "kidney_stone" / "train.csv", "id,ph,target\n1,5.5,0\n2,6.5,1\n")

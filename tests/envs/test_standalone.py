@@ -7,7 +7,7 @@ import pytest
 from etpo.envs import datasets
 from etpo.envs.datasets import load_dataset
 from etpo.envs.scoring import Scorer
-from etpo.envs.standalone import standalone_program
+from etpo.envs.standalone import best_program
 
 FOREST = """\
 from sklearn.ensemble import RandomForestClassifier
@@ -29,7 +29,7 @@ def test_best_program_prints_the_scorers_numbers(sandbox, tmp_path, name, protoc
     table().to_csv(tmp_path / "data.csv", index=False)
     data = load_dataset(name, protocol=protocol)
     score = Scorer(data, sandbox).score(FOREST)
-    code, out, err = run(tmp_path, standalone_program(FOREST, dataset=data), data.target)
+    code, out, err = run(tmp_path, best_program(FOREST, data, score.auc_mean, score.auc_std), data.target)
     assert code == 0, err
     mean, std = map(float, re.fullmatch(r"ROC AUC mean (\S+) std (\S+)\n", out).groups())
     assert mean == pytest.approx(score.auc_mean, abs=1e-12)
@@ -40,8 +40,11 @@ def test_best_program_of_any_csv_drops_the_identifier_and_names_a_missing_target
     table = datasets.tic_tac_toe()
     table.insert(0, "game_id", range(len(table)))
     table.to_csv(tmp_path / "data.csv", index=False)
-    score = Scorer(load_dataset(str(tmp_path / "data.csv"), "Class"), sandbox).score(FOREST)
-    text = standalone_program("def build_model(x_train, y_train):\n" + "    " + FOREST.replace("\n", "\n    "))
+    data = load_dataset(str(tmp_path / "data.csv"), "Class")
+    score = Scorer(data, sandbox).score(FOREST)
+    whole = "def build_model(x_train, y_train):\n    " + FOREST.replace("\n", "\n    ")
+    text = best_program(whole, data, score.auc_mean, score.auc_std)
+    assert f"mean ROC AUC {score.auc_mean:.4f}" in text
     code, out, err = run(tmp_path, text, "Class")
     assert code == 0, err
     assert float(out.split()[3]) == pytest.approx(score.auc_mean, abs=1e-12)
