@@ -1,7 +1,8 @@
 """Learning tables: the trained policy beside the frozen model with the same number of programs, by seed.
 
 Every run is an `etpo train` of its own process and folder, so that a table that was cut off goes on where it
-stopped, and a row can be repeated by its command. Rows say what came of the first and of the last 100 programs.
+stopped, and a row can be repeated by its command. Rows say what came of the first and of the last 100
+programs.
 """
 
 import dataclasses
@@ -172,8 +173,8 @@ def to_json(rows: list[Row], command: str) -> str:
 
 
 HEAD = (
-    "| run | seed | programs | runs, first 100 | runs, last 100 | reward, first | reward, last | AUC of running, "
-    "first | AUC of running, last | distinct, last | best AUC | best, fresh splits | KL | wall s |"
+    "| run | seed | programs | runs, first 100 | runs, last 100 | reward, first | reward, last | "
+    "AUC of running, first | AUC of running, last | distinct, last | best AUC | best, fresh splits | KL | wall s |"
 )
 
 
@@ -198,7 +199,8 @@ def _cells(row: Row) -> list[float | None]:
     first, last = row.first, row.last
     return [
         row.n_programs, first.runnable_share, last.runnable_share, first.reward_mean, last.reward_mean,
-        first.auc_mean, last.auc_mean, last.distinct_share, row.auc_best, row.auc_fresh, row.kl_ref, row.wall_s,
+        first.auc_mean, last.auc_mean, last.distinct_share, row.auc_best, row.auc_fresh, row.kl_ref,
+        row.wall_s,
     ]  # fmt: skip
 
 

@@ -17,7 +17,9 @@ def bench() -> None:
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Seeds 0 … N − 1.")
 @click.option("--first-seed", default=0, show_default=True, help="Seed of the first run.")
 @click.option("--steps", default=500, show_default=True, type=click.IntRange(min=1), help="Programs a run.")
-@click.option("--ablation", is_flag=True, help="One factor at a time around the default, not only default and frozen.")
+@click.option(
+    "--ablation", is_flag=True, help="One factor at a time around the default, not only default and frozen."
+)
 @click.option("--fresh/--no-fresh", default=True, show_default=True,
               help="Score each best program again on split seeds 5–24.")  # fmt: skip
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Runs at a time.")
@@ -39,7 +41,9 @@ def learning(
         dataset, variants, list(range(first_seed, first_seed + seeds)), steps, work.resolve(), jobs=jobs,
         fresh=fresh, tell=click.echo,
     )  # fmt: skip
-    command = f"etpo bench learning --dataset {dataset} --seeds {seeds} --first-seed {first_seed} --steps {steps}"
+    command = (
+        f"etpo bench learning --dataset {dataset} --seeds {seeds} --first-seed {first_seed} --steps {steps}"
+    )
     command += (" --ablation" if ablation else "") + f" --jobs {jobs}" + ("" if fresh else " --no-fresh")
     text = to_markdown(rows, title or f"Learning on {dataset}", command)
     click.echo(text)

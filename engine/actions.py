@@ -1,8 +1,8 @@
 """Whole actions, the replay buffer that keeps them, and the batch that the update reads.
 
-A token state x_k = (prompt, w_1 … w_{k-1}); an action of L tokens has L of them. A batch packs the token states
-of its actions in one row (axis K), in the order of time inside every episode, and behind them the M states from
-which it bootstraps: the first state after an action whose successor is not in the batch.
+A token state x_k = (prompt, w_1 … w_{k-1}); an action of L tokens has L of them. A batch packs the token
+states of its actions in one row (axis K), in the order of time inside every episode, and behind them the M
+states from which it bootstraps: the first state after an action whose successor is not in the batch.
 """
 
 from dataclasses import dataclass, field

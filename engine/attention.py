@@ -72,11 +72,15 @@ class SharedPromptAttention:
         if self.prompts is None:
             return self.suffixes.pack(_sdpa(q_s, k_s, v_s, self.sees).transpose(1, 2))
         q_p, k_p, v_p = (self.prompts.pad(x[:n]).transpose(1, 2) for x in (q, k, v))
-        out_p = F.scaled_dot_product_attention(q_p, k_p, v_p, is_causal=True, enable_gqa=q_p.shape[1] != k_p.shape[1])
+        out_p = F.scaled_dot_product_attention(
+            q_p, k_p, v_p, is_causal=True, enable_gqa=q_p.shape[1] != k_p.shape[1]
+        )
         k_s = torch.cat((k_p.index_select(0, self.prompt_of), k_s), dim=2)
         v_s = torch.cat((v_p.index_select(0, self.prompt_of), v_s), dim=2)
         out_s = _sdpa(q_s, k_s, v_s, self.sees)
-        return torch.cat((self.prompts.pack(out_p.transpose(1, 2)), self.suffixes.pack(out_s.transpose(1, 2))))
+        return torch.cat(
+            (self.prompts.pack(out_p.transpose(1, 2)), self.suffixes.pack(out_s.transpose(1, 2)))
+        )
 
 
 class DecodeCache:
@@ -89,7 +93,9 @@ class DecodeCache:
         new_tokens: how many columns to keep for new tokens.
     """
 
-    def __init__(self, prompt_lengths_B: Tensor, new_tokens: int, n_layers: int, device: torch.device) -> None:
+    def __init__(
+        self, prompt_lengths_B: Tensor, new_tokens: int, n_layers: int, device: torch.device
+    ) -> None:
         self.column = int(prompt_lengths_B.max())
         self.capacity = self.column + new_tokens
         self.buffers: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * n_layers
@@ -142,7 +148,9 @@ class PrefillAttention:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q_p, k_p, v_p = (self.prompts.pad(x).transpose(1, 2) for x in (q, k, v))
         self.cache.fill(layer, k_p, v_p, self.prompt_of, self.lengths_P)
-        out = F.scaled_dot_product_attention(q_p, k_p, v_p, is_causal=True, enable_gqa=q_p.shape[1] != k_p.shape[1])
+        out = F.scaled_dot_product_attention(
+            q_p, k_p, v_p, is_causal=True, enable_gqa=q_p.shape[1] != k_p.shape[1]
+        )
         return self.prompts.pack(out.transpose(1, 2))
 
 

@@ -86,12 +86,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         meta = json.loads((path / "state.json").read_text(encoding="utf-8"))
         raw = (path / "state.safetensors").read_bytes()
         if hashlib.sha256(raw).hexdigest() != meta["sha256"]:
-            raise CheckpointError(f"{path}: expected a complete checkpoint, got one whose weights are damaged")
+            raise CheckpointError(
+                f"{path}: expected a complete checkpoint, got one whose weights are damaged"
+            )
         tensors = load_file(path / "state.safetensors")
         return Checkpoint(meta["step"], tensors, meta["state"])
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         kind = type(error).__name__
-        raise CheckpointError(f"{path}: expected a checkpoint of etpo, got {kind}: {str(error)[:120]}") from error
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of etpo, got {kind}: {str(error)[:120]}"
+        ) from error
 
 
 def latest_checkpoint(folder: Path, *, whole: bool = False) -> tuple[Checkpoint | None, list[str]]:

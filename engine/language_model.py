@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils import logging as transformers_logging
 
 # (layer, query [N, H, d], key [N, G, d], value [N, G, d]) -> [N, H, d]; H heads, G key-value heads.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -52,7 +52,9 @@ class LanguageModel(nn.Module):
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.temperature = 1.0 / (getattr(config, "logit_scale", None) or 1.0)
         if self.is_lean:
-            self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            self.head_dim = (
+                getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            )
             self.rotary = LlamaRotaryEmbedding(config)
 
     @property
@@ -123,7 +125,9 @@ class LanguageModel(nn.Module):
         return z / self.temperature
 
 
-def load_language_model(name: str, dtype: torch.dtype, device: str) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+def load_language_model(
+    name: str, dtype: torch.dtype, device: str
+) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer by folder, by hub name, or the bundled `etpo-nano`.
 
     Raises:
@@ -132,8 +136,10 @@ def load_language_model(name: str, dtype: torch.dtype, device: str) -> tuple[Lan
     path = bundled_path() if name == BUNDLED else Path(name).expanduser()
     source = str(path) if path.is_dir() else name
     if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise ModelError(f"--model: expected a model folder, a hub name (owner/name) or {BUNDLED}, got '{name}', "
-                         "which is no folder")  # fmt: skip
+        raise ModelError(
+            f"--model: expected a model folder, a hub name (owner/name) or {BUNDLED}, got '{name}', "
+            "which is no folder"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
@@ -148,7 +154,9 @@ def load_language_model(name: str, dtype: torch.dtype, device: str) -> tuple[Lan
             source, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
     except Exception as error:
-        raise ModelError(f"--model {name}: expected a causal LM in safetensors form, got {_first_line(error)}") from error
+        raise ModelError(
+            f"--model {name}: expected a causal LM in safetensors form, got {_first_line(error)}"
+        ) from error
     return LanguageModel(hf.to(device).eval()), tokenizer
 
 

@@ -1,7 +1,7 @@
 """Stages 4 and 5 of the loop: targets from the slow critic, losses, one bounded step.
 
-The learner sees models only through the `Roles` protocol: a language model and the table of a small MDP run the
-same code.
+The learner sees models only through the `Roles` protocol: a language model and the table of a small MDP run
+the same code.
 """
 
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ class Learner:
         return UpdateLog(*means, kl_update=kl, step_share=share, n_forward_tokens=sum(log[4] for log in logs))
 
     def step(self, batch: ActionBatch) -> tuple[float, float, float, float, int]:
-        """Targets, both losses, one optimiser step each, Polyak. Returns (L_Q, L_π, mean Q̄, mean V̄, tokens)."""
+        """Targets, both losses, one optimiser step each, Polyak: (L_Q, L_π, mean Q̄, mean V̄, tokens)."""
         config, roles = self.config, self.roles
         targets = self.targets(batch)
         sequences = batch.sequences()

@@ -44,7 +44,9 @@ class Outcome:
     notes: list[str]
 
 
-def train(config: Config, folder: RunFolder, *, resume: bool = False, observe: Observer = lambda _: None) -> Outcome:
+def train(
+    config: Config, folder: RunFolder, *, resume: bool = False, observe: Observer = lambda _: None
+) -> Outcome:
     """Run ETPO (or, for `algo = reflection`, the frozen model) for `config.steps` programs.
 
     Args:
@@ -108,7 +110,11 @@ def roll_out(run: Run, rows: range) -> list[Sample]:
 
 
 def store(
-    run: Run, rows: range, samples: list[Sample], transitions: list[Transition], programs: list[dict[str, Any]]
+    run: Run,
+    rows: range,
+    samples: list[Sample],
+    transitions: list[Transition],
+    programs: list[dict[str, Any]],
 ) -> list[Action]:
     """Actions for the replay buffer and records for programs.jsonl; moves the environments' counters on."""
     actions = []
@@ -181,7 +187,10 @@ def summarise(run: Run, programs: list[dict[str, Any]], log: UpdateLog | None) -
         "distinct_share": len(set(run.recent)) / len(run.recent),
         "auc_best": run.best.auc_mean if run.best else None,
         "rss_mib": rss_mib(),
-        **{key: update.get(key) for key in ("kl_update", "step_share", "loss_q", "loss_pi", "q_mean", "v_mean")},
+        **{
+            key: update.get(key)
+            for key in ("kl_update", "step_share", "loss_q", "loss_pi", "q_mean", "v_mean")
+        },
     }
 
 

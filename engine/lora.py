@@ -1,8 +1,8 @@
 """Low-rank adapters for several roles on one frozen base (LoRA: Hu 2021, arXiv:2106.09685).
 
 Every linear layer of the base but the LM head gets, for each role, W + s·B·A with s = α/r. The base is never
-changed; with no role in force a layer is the base itself, which is how the reference is had for nothing. Saved
-in PEFT's format, so that PEFT, vLLM and others load an adapter.
+changed; with no role in force a layer is the base itself, which is how the reference is had for nothing.
+Saved in PEFT's format, so that PEFT, vLLM and others load an adapter.
 """
 
 import json
@@ -24,11 +24,13 @@ class ActiveRole:
 class RoleLinear(nn.Module):
     """A frozen linear layer with one low-rank adapter a role.
 
-    y = x·Wᵀ + bias + s·(x·Aᵀ)·Bᵀ for the role in force. A [r, in] starts random, B [out, r] at zero: every role
-    starts as the base. Adapters are float32, whatever the base is.
+    y = x·Wᵀ + bias + s·(x·Aᵀ)·Bᵀ for the role in force. A [r, in] starts random, B [out, r] at zero: every
+    role starts as the base. Adapters are float32, whatever the base is.
     """
 
-    def __init__(self, base: nn.Linear, roles: list[str], rank: int, scale: float, active: ActiveRole) -> None:
+    def __init__(
+        self, base: nn.Linear, roles: list[str], rank: int, scale: float, active: ActiveRole
+    ) -> None:
         super().__init__()
         self.weight, self.bias, self.scale = base.weight, base.bias, scale
         self._active = [active]

@@ -44,7 +44,9 @@ def critic_loss(q_K: Tensor, target_K: Tensor, huber_delta: float) -> Tensor:
         ValueError: shapes differ.
     """
     if q_K.shape != target_K.shape:
-        raise ValueError(f"critic_loss: expected one shape, got {tuple(q_K.shape)} and {tuple(target_K.shape)}")
+        raise ValueError(
+            f"critic_loss: expected one shape, got {tuple(q_K.shape)} and {tuple(target_K.shape)}"
+        )
     return F.huber_loss(q_K, target_K, delta=huber_delta)
 
 
@@ -57,8 +59,8 @@ def policy_loss(policy: Stream, critic: Stream, reference: Stream, q_form: QForm
     if q_form == "logits":
         reference = detached(reference)
         kl = soft_policy_kl(
-            policy.hidden, policy.weight, critic.hidden, critic.weight, reference.hidden, reference.weight, beta,
-            bias=policy.bias, q_bias=critic.bias, ref_bias=reference.bias,
+            policy.hidden, policy.weight, critic.hidden, critic.weight, reference.hidden, reference.weight,
+            beta, bias=policy.bias, q_bias=critic.bias, ref_bias=reference.bias,
         )  # fmt: skip
     else:
         kl = stream_kl(policy, critic)
@@ -79,4 +81,6 @@ def detached(stream: Stream) -> Stream:
     def cut(x: Tensor | None) -> Tensor | None:
         return x.detach() if isinstance(x, torch.Tensor) else x
 
-    return stream._replace(hidden=stream.hidden.detach(), weight=stream.weight.detach(), bias=cut(stream.bias))
+    return stream._replace(
+        hidden=stream.hidden.detach(), weight=stream.weight.detach(), bias=cut(stream.bias)
+    )

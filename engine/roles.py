@@ -54,7 +54,9 @@ class _ScalarHeads:
     """The scalar heads of critic and target: zero at the start, float32."""
 
     def __init__(self, model: LanguageModel) -> None:
-        self.heads = {role: nn.Linear(model.hidden_size, 1, device=model.device) for role in ("critic", "target")}
+        self.heads = {
+            role: nn.Linear(model.hidden_size, 1, device=model.device) for role in ("critic", "target")
+        }
         for head in self.heads.values():
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)

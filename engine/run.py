@@ -1,6 +1,7 @@
 """One run's parts, put together and taken apart: models, environments, buffers, random states.
 
-`Run.state` and `Run.restore` are inverse: what a checkpoint holds is everything that decides the next iteration.
+`Run.state` and `Run.restore` are inverse: what a checkpoint holds is everything that decides the next
+iteration.
 """
 
 import dataclasses
@@ -142,7 +143,11 @@ class Run:
         self.step = self.saved_step = state["step"]
         self.best = Best(**state["best"]) if state["best"] else None
         self.recent.extend(state["recent"])
-        self.observations, self.episode_of, self.t_of = state["observations"], state["episode_of"], state["t_of"]
+        self.observations, self.episode_of, self.t_of = (
+            state["observations"],
+            state["episode_of"],
+            state["t_of"],
+        )
         self.environments.load_state_dict(state["environments"])
         self.folder.rewind(state["sizes"], self.step)
 
@@ -181,7 +186,12 @@ def make_environments(config: Config) -> VectorRunner:
     if config.env is not None:
         return VectorRunner([make_env(config.env) for _ in range(config.envs)])
     first = DataScience(
-        config.dataset, config.target, config.protocol, config.sandbox, config.timeout_s, config.max_episode_steps
+        config.dataset,
+        config.target,
+        config.protocol,
+        config.sandbox,
+        config.timeout_s,
+        config.max_episode_steps,
     )
     others = [DataScience(scorer=first.scorer, max_episode_steps=config.max_episode_steps)
               for _ in range(config.envs - 1)]  # fmt: skip

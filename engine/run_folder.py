@@ -10,8 +10,8 @@ from typing import Any
 from etpo.engine.config import Config, to_toml
 
 METRICS = (
-    "reward_mean", "runnable_share", "distinct_share", "kl_ref", "kl_update", "step_share", "entropy", "loss_q",
-    "loss_pi", "q_mean", "v_mean", "auc_best", "tokens_per_s", "rss_mib",
+    "reward_mean", "runnable_share", "distinct_share", "kl_ref", "kl_update", "step_share", "entropy",
+    "loss_q", "loss_pi", "q_mean", "v_mean", "auc_best", "tokens_per_s", "rss_mib",
 )  # fmt: skip
 
 

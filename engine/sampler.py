@@ -61,7 +61,7 @@ def sample_actions(
     max_new_tokens: int,
     stop_token: int,
     generator: torch.Generator,
-    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    sampling: Sampling = Sampling(),
 ) -> list[Sample]:
     """Draw one action behind each prompt.
 

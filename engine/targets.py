@@ -100,7 +100,9 @@ def retrace_targets(
     """
     rows = (reward_K, discount_K, v_next_K, q_K, trace_K, trace_goes_on_K)
     if len({tuple(x.shape) for x in rows}) != 1 or q_K.dim() != 1:
-        raise ValueError(f"retrace_targets: expected six rows of one length, got {[tuple(x.shape) for x in rows]}")
+        raise ValueError(
+            f"retrace_targets: expected six rows of one length, got {[tuple(x.shape) for x in rows]}"
+        )
     # y_k = a_k + b_k·y_{k+1}: a scalar recursion over at most some ten thousand tokens, exact in float64.
     goes_on = trace_goes_on_K.double()
     shift = lambda x: torch.cat((x[1:], x.new_zeros(1)))  # noqa: E731

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -48,14 +47,15 @@ class Trained:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # Entered for good, so that an adapter of the policy is in force whenever nothing else is asked for.
-        self._policy = ExitStack()
-        self._model = self._policy.enter_context(self.roles.acting("policy"))
+        if isinstance(self.roles, LoraRoles):
+            # For good, and not for as long as this object lives: people keep the model and drop the rest.
+            self.roles._active.name = "policy"
 
     @property
     def model(self) -> nn.Module:
         """The policy as a Hugging Face model; for adapters, the base with the policy's adapter in force."""
-        return self._model.hf
+        with self.roles.acting("policy") as model:
+            return model.hf
 
     def sample(
         self, prompt: str, n: int, *, seed: int = 0, temperature: float = 1.0, role: Role = "policy"

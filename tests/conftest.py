@@ -13,7 +13,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from etpo.engine.language_model import LanguageModel
 
 
-
 def tiny_llama(seed: int = 0, **overrides) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     settings = {
@@ -58,6 +57,8 @@ def tiny_folder(tmp_path_factory) -> Path:
         tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1], pad_token=special[2]
     )
     folder = tmp_path_factory.mktemp("tiny-model")
-    tiny_llama(vocab_size=len(symbols), bos_token_id=0, eos_token_id=1, pad_token_id=2).save_pretrained(folder)
+    tiny_llama(vocab_size=len(symbols), bos_token_id=0, eos_token_id=1, pad_token_id=2).save_pretrained(
+        folder
+    )
     wrapped.save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""A table in a language model's place: `Roles` whose hidden states are one-hot token states of a `WordMDP`."""
+"""A table in a language model's place: `Roles` whose hidden states are one-hot token states."""
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class TabularRoles:
 def play(
     mdp: WordMDP, roles: TabularRoles, role: Role, n_actions: int, episode: int, rng: np.random.Generator
 ) -> list[Action]:
-    """`n_actions` actions of a role, each from a first state of its own: episodes cut off after one action."""
+    """`n_actions` actions of a role, each from a first state of its own, cut off after that action."""
     policy_XV = roles.policy_XV(role)
     actions = []
     for i in range(n_actions):
@@ -78,7 +78,9 @@ def play(
             terminated=over, next_prompt=None if over else torch.tensor([next_state]),
             env=i, episode=episode, t=0,
         ))  # fmt: skip
-    tokens = Sequences([a.prompt[:-1] for a in actions], [torch.cat((a.prompt, a.tokens[:-1])) for a in actions])
+    tokens = Sequences(
+        [a.prompt[:-1] for a in actions], [torch.cat((a.prompt, a.tokens[:-1])) for a in actions]
+    )
     hidden = roles.hidden("policy", tokens)
     for action, rows in zip(actions, hidden.split([len(a.tokens) for a in actions]), strict=True):
         action.hidden = rows

@@ -91,8 +91,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny_folder, t
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
-
-
 def start_child(path: Path, config: Config) -> BaseProcess:
     """A run in a process of its own, resumed where the folder has one; forked from a warm server."""
     context = multiprocessing.get_context("forkserver")
@@ -114,7 +112,9 @@ def test_killed_at_random_moments_it_resumes(tiny_folder, tmp_path):
         time.sleep(rng.uniform(0.0, 0.2))
         child.kill()
         child.join()
-    assert not (tmp_path / "b" / "checkpoints" / "step-000320").exists(), "the kills should hit an unfinished run"
+    assert not (tmp_path / "b" / "checkpoints" / "step-000320").exists(), (
+        "the kills should hit an unfinished run"
+    )
     child = start_child(tmp_path / "b", config)
     child.join()
     assert child.exitcode == 0

@@ -53,9 +53,7 @@ def test_sample_is_decided_by_its_seed_and_its_role(run: Path, tiny_folder: Path
     assert trained.sample("row 0", ROWS + 3, seed=2) != texts
     before = trained.sample("row 0", 4, seed=1, role="reference")
     start = LanguageModel(AutoModelForCausalLM.from_pretrained(tiny_folder).eval())
-    assert before == draw(
-        start, trained.tokenizer, "row 0", 4, seed=1, temperature=1.0, max_new_tokens=4
-    )
+    assert before == draw(start, trained.tokenizer, "row 0", 4, seed=1, temperature=1.0, max_new_tokens=4)
 
 
 def test_cold_draws_are_all_the_likeliest(run: Path) -> None:
@@ -84,7 +82,9 @@ def test_a_merged_export_is_the_policy(run: Path, tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path / "m")("row 0")["input_ids"][0] == 0
 
 
-def test_an_adapter_export_has_peft_s_files_and_its_base(run: Path, tmp_path: Path, tiny_folder: Path) -> None:
+def test_an_adapter_export_has_peft_s_files_and_its_base(
+    run: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
     trained = etpo.load(run)
     if trained.roles.form == "full":
         pytest.skip("full weights have no adapter")
