@@ -174,7 +174,8 @@ def to_json(rows: list[Row], command: str) -> str:
 
 HEAD = (
     "| run | seed | programs | runs, first 100 | runs, last 100 | reward, first | reward, last | "
-    "AUC of running, first | AUC of running, last | distinct, last | best AUC | best, fresh splits | KL | wall s |"
+    "AUC of running, first | AUC of running, last | distinct, last | best AUC | best, fresh splits | KL | "
+    "wall s |"
 )
 
 

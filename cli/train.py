@@ -200,10 +200,11 @@ def _run(config: Config, folder: RunFolder, *, resumed: bool) -> "Outcome":
             return run_loop(config, folder, resume=resumed, observe=view)
     except Exception as error:
         if is_disk_full(error):
-            go_on = f"go on: etpo train --resume {folder.path}" if folder.checkpoints.exists() else "start again"
+            has_saved = folder.checkpoints.exists()
+            go_on = f"go on: etpo train --resume {folder.path}" if has_saved else "start again"
             raise Failed(
-                f"{folder.path}: expected to save, got no space left on the disk; earlier checkpoints are whole: "
-                f"free some space, then {go_on}"
+                f"{folder.path}: expected to save, got no space left on the disk; earlier checkpoints are "
+                f"whole: free some space, then {go_on}"
             ) from error
         raise
 

@@ -9,18 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from etpo.kernels import tiles
+from etpo.kernels import derivatives, tiles
+from etpo.kernels.derivatives import Cotangents
 from etpo.kernels.heads import Gradients, Head, InPlaceGradients, RowInputs, Rows
+from etpo.kernels.plan import AT, P, Plan, Q, R, U, forward_planes, plan_backward
 from etpo.kernels.streams import Problem
-from etpo.kernels.tiles import Cotangents, Planes, Scratch
+from etpo.kernels.tiles import Planes, Scratch
 
 # Large enough for the matrix products, small enough for a core's cache.
 TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
 BLOCK_COLUMNS = {"cpu": 1024, "cuda": 8192}
-
-P, Q, R, U = range(4)
-LSE = (tiles.LSE_P, tiles.LSE_Q, tiles.LSE_R, tiles.LSE_U)
-AT = (tiles.AT_P, tiles.AT_Q, tiles.AT_R)
+# Logits up to this size stay from forward to backward; they count as workspace.
+KEEP_BYTES = 1 << 26
 
 
 class Tiling(NamedTuple):
@@ -42,6 +42,11 @@ class Tiling(NamedTuple):
             yield start, stop, slice(start, stop) if self.swept is None else self.swept[start:stop]
 
 
+def place_of(tensor: Tensor) -> str:
+    """The key of `tensor`'s device in the tables of sizes."""
+    return "cpu" if tensor.device.type == "cpu" else "cuda"
+
+
 def tiling_of(problem: Problem, active: Tensor | None) -> Tiling:
     """The tiling of `problem` over the rows where `active` [N] is True; None means all."""
     first = problem.first
@@ -50,7 +55,7 @@ def tiling_of(problem: Problem, active: Tensor | None) -> Tiling:
     if active is not None and not bool(active.all()):
         index = active.nonzero()[:, 0]
         n_rows = index.shape[0]
-    kind = "cpu" if first.hidden.device.type == "cpu" else "cuda"
+    kind = place_of(first.hidden)
     # Given logits need no product, and their rows lie whole in memory.
     block = n_vocab if first.weight is None else min(n_vocab, BLOCK_COLUMNS[kind])
     chunk = max(1, min(n_rows, TILE_ELEMENTS[kind] // block))
@@ -164,63 +169,6 @@ def forward(problem: Problem, fields: set[int], kept: dict[int, Tensor]) -> Tens
     return full.index_copy_(1, tiling.swept, table)
 
 
-def forward_planes(fields: set[int], mix: tuple[float, float]) -> set[int]:
-    """The planes that the statistics `fields` read; u stands on those of its streams."""
-    planes = set()
-    if not fields.isdisjoint((tiles.LSE_P, tiles.AT_P, *tiles.EXPECTATIONS)):
-        planes.add(P)
-    if not fields.isdisjoint((tiles.LSE_Q, tiles.AT_Q, tiles.E_Q)):
-        planes.add(Q)
-    if not fields.isdisjoint((tiles.LSE_R, tiles.AT_R, tiles.E_PR)):
-        planes.add(R)
-    if not fields.isdisjoint((tiles.LSE_U, tiles.E_PU)):
-        planes |= u_planes(mix)
-    return planes
-
-
-def u_planes(mix: tuple[float, float]) -> set[int]:
-    """u and the streams that it mixes."""
-    return {U} | {k for k, coefficient in zip((R, Q), mix, strict=True) if coefficient != 0}
-
-
-class Plan(NamedTuple):
-    """What a backward makes: the streams that get a gradient, the planes and softmaxes that this takes."""
-
-    grads: set[int]
-    planes: set[int]
-    prob: bool
-    prob_u: bool
-
-
-def plan_backward(problem: Problem, active: set[int], wanted: set[int]) -> Plan:
-    """The work for cotangents on the statistics `active` where the streams `wanted` ask for a gradient."""
-    a, b = problem.mix
-    own: dict[int, set[int]] = {
-        P: {tiles.LSE_P, tiles.AT_P, *tiles.EXPECTATIONS},
-        Q: {tiles.LSE_Q, tiles.AT_Q, tiles.E_Q},
-        R: {tiles.LSE_R, tiles.AT_R, tiles.E_PR},
-    }
-    under_p = {P: {tiles.LSE_P, *tiles.EXPECTATIONS}, Q: {tiles.E_Q}, R: {tiles.E_PR}}
-    for k, coefficient in ((Q, b), (R, a)):
-        if coefficient != 0:
-            own[k] |= {tiles.LSE_U, tiles.E_PU}
-            under_p[k].add(tiles.E_PU)
-    grads = {k for k in wanted if active & own[k]}
-    prob = any(active & under_p[k] for k in grads)
-    prob_u = tiles.LSE_U in active and any(tiles.LSE_U in own[k] for k in grads)
-    planes = {P} if prob else set()
-    if P in grads:
-        planes |= {k for k, field in ((Q, tiles.E_Q), (R, tiles.E_PR)) if field in active}
-    if prob_u or (P in grads and tiles.E_PU in active):
-        planes |= u_planes(problem.mix)
-    for k in grads:
-        source = problem.sources[k]
-        assert source is not None
-        if source.softcap is not None or (k != P and LSE[k] in active):
-            planes.add(k)
-    return Plan(grads, planes, prob, prob_u)
-
-
 def backward(
     problem: Problem,
     g: Tensor,
@@ -268,39 +216,18 @@ def _tile_gradients(
     sweep: Sweep, tile: Tile, cot: Cotangents, plan: Plan, scratch: Scratch
 ) -> Iterator[tuple[int, Tensor]]:
     """(stream, dz) of a tile. Each dz lasts until the next is asked for."""
-    planes, g = tile.planes, cot.g
     a, b = sweep.problem.mix
     n_rows, n_columns = scratch.prob.shape
-    prob, prob_u = scratch.prob, sweep.buffer("prob_u", (n_rows, n_columns)) if plan.prob_u else None
-    scale = (
-        tiles.probabilities_into(prob, planes.p, cot.stats[tiles.LSE_P], sweep.whole)
-        if plan.prob and planes.p is not None
-        else None
-    )
-    scale_u = None
-    if prob_u is not None and planes.u is not None:
-        scale_u = tiles.probabilities_into(prob_u, planes.u, cot.stats[tiles.LSE_U], sweep.whole)
+    prob_u = sweep.buffer("prob_u", (n_rows, n_columns)) if plan.prob_u else None
+    softmax = derivatives.softmaxes(tile.planes, cot, plan, scratch.prob, prob_u, sweep.whole)
     for k in sorted(plan.grads):
         if k == P:
-            if scale is not None and cot.active & {tiles.LSE_P, *tiles.EXPECTATIONS}:
-                dz = tiles.policy_gradient(planes, cot, prob, scale, scratch)
-            else:
-                dz = scratch.work.zero_()
+            dz = derivatives.policy_gradient(tile.planes, cot, softmax, scratch)
         else:
             share = b if k == Q else a
-            under_p = (g[tiles.E_Q] if k == Q else -g[tiles.E_PR]) - share * g[tiles.E_PU]
-            terms: list[tuple[Tensor, Tensor]] = []
-            if scale is not None and bool(under_p.any()):
-                terms.append((prob, under_p * scale))
-            if prob_u is not None and scale_u is not None and share != 0:
-                terms.append((prob_u, share * g[tiles.LSE_U] * scale_u))
-            z = planes[k]
-            if LSE[k] in cot.active and z is not None:
-                own = tiles.probabilities_into(scratch.terms, z, cot.stats[LSE[k]], sweep.whole)
-                terms.append((scratch.terms, g[LSE[k]] * own))
-            dz = tiles.weighted_sum(scratch.work, terms)
+            dz = derivatives.other_gradient(k, share, tile.planes[k], cot, softmax, scratch, sweep.whole)
         if AT[k] in cot.active and tile.tokens is not None:
-            tiles.add_at_tokens(dz, g[AT[k]], tile.tokens, sweep.whole)
+            derivatives.add_at_tokens(dz, cot.g[AT[k]], tile.tokens, sweep.whole)
         yield k, dz
 
 

@@ -8,10 +8,8 @@ from torch import Tensor
 
 from etpo.kernels import blocks, tiles
 from etpo.kernels.flat import any_gradient, fake_gradient, flatten, no_autocast, unflatten
+from etpo.kernels.plan import U, forward_planes
 from etpo.kernels.streams import Problem, VocabStats
-
-# Logits up to this size stay from forward to backward, as part of the workspace.
-KEEP_BYTES = 1 << 26
 
 
 @torch.library.custom_op("etpo::sweep", mutates_args=())
@@ -33,7 +31,7 @@ def sweep_op(
 
 
 def _empty_kept(problem: Problem, fields: Sequence[int]) -> dict[int, Tensor]:
-    streams = sorted(blocks.forward_planes(set(fields), problem.mix) - {blocks.U})
+    streams = sorted(forward_planes(set(fields), problem.mix) - {U})
     hidden = problem.first.hidden
     size = hidden.shape[0] * problem.first.n_vocab
     return {k: torch.empty(size, dtype=problem.dtype, device=hidden.device) for k in streams}
@@ -71,7 +69,7 @@ def sweep_backward_op(
 ) -> list[Tensor]:
     """The gradients of tensors[i] for i in `wanted`."""
     problem = unflatten(tensors, targets, slots, scales, ignore_index)
-    streams = sorted(blocks.forward_planes(set(fields), problem.mix) - {blocks.U})
+    streams = sorted(forward_planes(set(fields), problem.mix) - {U})
     held = dict(zip(streams, kept, strict=False))
     with no_autocast(g):
         return blocks.backward(problem, g, table, held, [tensors[i] for i in wanted], in_place=False)
@@ -143,6 +141,6 @@ def _keeps(problem: Problem, tensors: list[Tensor], fields: list[int]) -> bool:
     """True where the logits are few enough to be kept for backward; given logits are there anyway."""
     if problem.first.weight is None or not any_gradient(tensors):
         return False
-    n_planes = len(blocks.forward_planes(set(fields), problem.mix) - {blocks.U})
+    n_planes = len(forward_planes(set(fields), problem.mix) - {U})
     n_logits = problem.first.hidden.shape[0] * problem.first.n_vocab
-    return bool(n_planes * n_logits * problem.dtype.itemsize <= KEEP_BYTES)
+    return bool(n_planes * n_logits * problem.dtype.itemsize <= blocks.KEEP_BYTES)

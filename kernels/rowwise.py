@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from etpo.kernels import tiles
-from etpo.kernels.blocks import TILE_ELEMENTS, P, Q, R, tiling_of
+from etpo.kernels import blocks, derivatives, tiles
 from etpo.kernels.heads import Gradients, Head, product
+from etpo.kernels.plan import P, Q, R
 from etpo.kernels.streams import Problem
 
 KL, LOG_RATIO = range(2)
@@ -50,9 +50,9 @@ def forward(
     """
     n_rows, n_vocab = problem.first.hidden.shape[0], problem.first.n_vocab
     device, dtype = problem.first.hidden.device, problem.dtype
-    place = "cpu" if device.type == "cpu" else "cuda"
+    place = blocks.place_of(problem.first.hidden)
     chunk = max(1, min(n_rows, CHUNK_ROWS, PLANE_ELEMENTS[place] // n_vocab))
-    step = min(chunk, max(4, TILE_ELEMENTS[place] // n_vocab))
+    step = min(chunk, max(4, blocks.TILE_ELEMENTS[place] // n_vocab))
     heads = open_heads(problem, 0, n_vocab)
     parts = parts_of(problem, kind)
     mixed = [part for part in parts if part.plane == 1]
@@ -115,7 +115,7 @@ def backward(
     problem: Problem, kind: int, g: Tensor, logit_grads: dict[int, Tensor], wanted: list[Tensor]
 ) -> list[Tensor]:
     """Gradients of `wanted` from the cotangent g [N] and the derivatives by the planes, [N, V] each."""
-    tiling = tiling_of(problem, g != 0)
+    tiling = blocks.tiling_of(problem, g != 0)
     sink = Gradients(wanted, problem.dtype)
     parts = [part for part in parts_of(problem, kind) if part.plane in logit_grads]
     streams = [k for k, source in enumerate(problem.sources) if source is not None and sink.wants(source)]
@@ -132,7 +132,7 @@ def backward(
                     for part in parts
                     if part.stream == stream
                 ]
-                tiles.weighted_sum(dz, terms)
+                derivatives.weighted_sum(dz, terms)
                 heads[stream].backward(dz, None, heads[stream].read_rows(rows), rows, sink, scratch)
         sink.close_block()
     return sink.results()

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etpo.kernels import rowwise
-from etpo.kernels.blocks_op import KEEP_BYTES
+from etpo.kernels import blocks, rowwise
 from etpo.kernels.flat import (
     SLOTS,
     any_gradient,
@@ -164,10 +163,10 @@ def _mode(problem: Problem, kind: int, tensors: list[Tensor]) -> int:
     # Whole rows read whole heads, so a cast of the heads must be small enough to hold.
     cast = sum(t.numel() for t in tensors if t.dim() == 2 and t.shape[0] == problem.first.n_vocab)
     n_bytes = problem.dtype.itemsize
-    if problem.first.hidden.dtype != problem.dtype and cast * n_bytes > KEEP_BYTES:
+    if problem.first.hidden.dtype != problem.dtype and cast * n_bytes > blocks.KEEP_BYTES:
         return NOTHING
     if not any_gradient([tensor for source in sources for tensor in head_tensors(source)]):
         return BY_HIDDEN
     planes = _names(problem, kind, _gradient_streams(problem), BY_LOGITS)
     n_logits = problem.first.hidden.shape[0] * problem.first.n_vocab
-    return BY_LOGITS if len(planes) * n_logits * n_bytes <= KEEP_BYTES else NOTHING
+    return BY_LOGITS if len(planes) * n_logits * n_bytes <= blocks.KEEP_BYTES else NOTHING

@@ -1,4 +1,4 @@
-"""The arithmetic on one tile of logits, [n tokens, m vocabulary entries]: statistics, their merge, derivatives.
+"""The arithmetic forward on one tile of logits, [n tokens, m vocabulary entries], and the merge of tiles.
 
 Per-token numbers are rows of a float64 table [ROWS, n]: a few vectors beside a tile, and free of the rounding
 that a float32 log-sum-exp near 1e4 would bring.
@@ -9,13 +9,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from etpo.kernels.plan import (
+    AT_P,
+    AT_Q,
+    AT_R,
+    E_PP,
+    E_PR,
+    E_PU,
+    E_Q,
+    EXPECTATIONS,
+    LSE_P,
+    LSE_Q,
+    LSE_R,
+    LSE_U,
+)
 from etpo.kernels.streams import VocabStats
 
-LSE_P, LSE_Q, LSE_R, LSE_U, E_PR, E_PU, E_PP, E_Q, AT_P, AT_Q, AT_R = range(len(VocabStats._fields))
-# A row of its own: 1 where some 0 · ∞ had to be taken as 0 by hand.
+# A row beside the statistics: 1 where some 0 · ∞ had to be taken as 0 by hand.
 MASKED = len(VocabStats._fields)
 ROWS = MASKED + 1
-EXPECTATIONS = (E_PR, E_PU, E_PP, E_Q)
 
 
 class Planes(NamedTuple):
@@ -172,87 +184,3 @@ def log_ratio_rows(r: Tensor, u: Tensor, prob: Tensor) -> Tensor:
     lse_u = softmax_into(prob, u)
     u.copy_(prob)
     return lse_u - lse_r
-
-
-class Cotangents(NamedTuple):
-    """Cotangents and statistics of the rows of a tile, [ROWS, n] float64, and which rows of `g` are not all 0."""
-
-    g: Tensor
-    stats: Tensor
-    active: set[int]
-    masked: bool
-
-
-def policy_gradient(planes: Planes, cot: Cotangents, prob: Tensor, scale: Tensor, scratch: Scratch) -> Tensor:
-    """∂/∂z_p of a tile but for the target's own term, in scratch.work.
-
-    prob [n, m] times scale [n] are the probabilities:
-    p·[g_lse_p + Σ_contrasts g·(contrast − E + 1) + g_pp·(z_p − E z_p) + g_q·(z_q − e_q)].
-    """
-    z_p, dtype = planes.p, prob.dtype
-    assert z_p is not None
-    constant = torch.zeros_like(scale)
-    work, first = scratch.work, True
-    for field, other in ((E_PR, planes.r), (E_PU, planes.u), (E_PP, z_p), (E_Q, planes.q)):
-        if field not in cot.active or other is None:
-            continue
-        g = cot.g[field] * scale
-        mean = cot.stats[field]
-        out = work if first else scratch.terms
-        if field in (E_PR, E_PU):
-            torch.sub(z_p, other, out=out).sub_(_column(mean, dtype))
-            constant += g
-        else:
-            level = mean + cot.stats[LSE_P] if field == E_PP else mean
-            torch.sub(other, _column(level, dtype), out=out)
-        out.mul_(_column(g, dtype))
-        if not first:
-            work.add_(out)
-        first = False
-    if LSE_P in cot.active:
-        constant += cot.g[LSE_P] * scale
-    if first:
-        return torch.mul(prob, _column(constant, dtype), out=work)
-    if bool(constant.any()):
-        work.add_(_column(constant, dtype))
-    if cot.masked:
-        work.masked_fill_(prob == 0, 0.0)
-    return work.mul_(prob)
-
-
-def weighted_sum(out: Tensor, terms: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """out = Σ tile · coefficient[:, None] over the (tile [n, m], coefficient [n]) of `terms`."""
-    for k, (tile, coefficient) in enumerate(terms):
-        column = _column(coefficient, out.dtype)
-        if k == 0:
-            torch.mul(tile, column, out=out)
-        else:
-            out.addcmul_(tile, column)
-    return out if terms else out.zero_()
-
-
-def probabilities_into(out: Tensor, z: Tensor, lse: Tensor, whole: bool) -> Tensor:
-    """Writes to `out` what times the scale [n] float64 that is returned makes exp(z − lse).
-
-    whole: the tile holds the whole vocabulary, so that this is its softmax.
-    """
-    if whole:
-        torch.softmax(z, 1, out=out)
-        return torch.ones_like(lse)
-    rounded = lse.to(z.dtype)
-    torch.sub(z, rounded[:, None], out=out).exp_()
-    return (rounded.double() - lse).exp()
-
-
-def add_at_tokens(dz: Tensor, g: Tensor, tokens: Tensor, whole: bool) -> None:
-    """dz at each row's target column += g [n]."""
-    if whole:
-        dz.scatter_add_(1, tokens[:, None], _column(g, dz.dtype))
-        return
-    inside = (tokens >= 0) & (tokens < dz.shape[1])
-    values = _column(torch.where(inside, g, 0.0), dz.dtype)
-    dz.scatter_add_(1, tokens.clamp(0, dz.shape[1] - 1)[:, None], values)
-
-
-def _column(vector: Tensor, dtype: torch.dtype) -> Tensor:
-    return vector.to(dtype)[:, None]

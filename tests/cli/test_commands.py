@@ -10,7 +10,9 @@ import pytest
 from etpo import __version__
 from etpo.cli.doctor import NOBODY, protections
 
-GOOD = "from sklearn.linear_model import LogisticRegression\nreturn LogisticRegression().fit(x_train, y_train)\n"
+GOOD = (
+    "from sklearn.linear_model import LogisticRegression\nreturn LogisticRegression().fit(x_train, y_train)\n"
+)
 
 
 @pytest.fixture

@@ -33,8 +33,8 @@ def test_every_field_is_an_option_with_its_default_and_help() -> None:
 def test_flag_before_config_before_preset_before_default(cli, tmp_path: Path, quick: list[str]) -> None:
     (tmp_path / "c.toml").write_text('gamma = 0.5\nbeta = 0.2\npreset = "paper"\n')
     result = cli(
-        "train", *quick, "--config", tmp_path / "c.toml", "--beta", "0.3", "--steps", "8", "--algo", "reflection",
-        "--out", tmp_path / "run",
+        "train", *quick, "--config", tmp_path / "c.toml", "--beta", "0.3", "--steps", "8",
+        "--algo", "reflection", "--out", tmp_path / "run",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     kept = tomllib.loads((tmp_path / "run" / "config.toml").read_text())

@@ -10,8 +10,8 @@ from etpo.engine.actions import Action, Replay, collate
 def action(env=0, episode=0, t=0, n=3, terminated=False, reward=0.5) -> Action:
     return Action(
         prompt=torch.tensor([7, 8 + t]), tokens=torch.arange(n) + 10 * t, logprob_mu=-torch.ones(n),
-        reward=reward, terminated=terminated, next_prompt=None if terminated else torch.tensor([7, 9 + t]), env=env,
-        episode=episode, t=t,
+        reward=reward, terminated=terminated, next_prompt=None if terminated else torch.tensor([7, 9 + t]),
+        env=env, episode=episode, t=t,
     )  # fmt: skip
 
 

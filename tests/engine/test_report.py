@@ -47,11 +47,13 @@ class Balance(HTMLParser):
         self.text.append(data)
 
 
-def program(step: int, auc: float | None, text: str = NASTY, error: str = "KeyError: '<b>'") -> dict[str, Any]:
+def program(
+    step: int, auc: float | None, text: str = NASTY, error: str = "KeyError: '<b>'"
+) -> dict[str, Any]:
     return {
         "step": step, "text": text, "reward": -1.0 if auc is None else auc,
-        "outcome": "error" if auc is None else "ok", "auc_mean": auc, "auc_std": None if auc is None else 0.01,
-        "error": error if auc is None else None,
+        "outcome": "error" if auc is None else "ok", "auc_mean": auc,
+        "auc_std": None if auc is None else 0.01, "error": error if auc is None else None,
     }  # fmt: skip
 
 
@@ -138,7 +140,9 @@ def test_a_synthetic_twin_is_called_so(tmp_path: Path) -> None:
 
 
 def test_the_most_frequent_errors_are_grouped_by_kind(tmp_path: Path) -> None:
-    errors = [f"line {i % 3}: NameError: name 'x{i}' is not defined" for i in range(12)] + ["ValueError: bad"] * 5
+    errors = [f"line {i % 3}: NameError: name 'x{i}' is not defined" for i in range(12)] + [
+        "ValueError: bad"
+    ] * 5
     programs = [program(i + 1, None, error=error) for i, error in enumerate(errors)]
     text, _ = page_of(folder_of(tmp_path, programs))
     rows = re.findall(r"<tr><td>(\d+)</td><td>(\d+)</td><td class=msg><code>(.*?)</code>", text)
