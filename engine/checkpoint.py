@@ -4,6 +4,7 @@ A checkpoint is written beside its place, synced to disk and renamed, so that a 
 leaves the last complete one. The newest few are kept; a damaged one is named, and the one before it is used.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -52,7 +53,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     partial.mkdir()
     try:
         tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
-        save_file(tensors, partial / "state.safetensors")
+        _save_tensors(tensors, partial / "state.safetensors")
         digest = hashlib.sha256((partial / "state.safetensors").read_bytes()).hexdigest()
         meta = {"step": checkpoint.step, "sha256": digest, "state": checkpoint.state}
         (partial / "state.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -137,6 +138,15 @@ def restore_optimizer(
             name, key = full[len(prefix) + 1 :].rsplit("/", 1)
             own["state"].setdefault(index_of[name], {})[key] = tensor
     optimizer.load_state_dict(own)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """`save_file`, whose own error for a full disk is no OSError."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _sync(path: Path) -> None:

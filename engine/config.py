@@ -61,7 +61,7 @@ class Config:
     updates_per_batch: int = 4
     # the environment
     protocol: Literal["default", "paper"] = "default"
-    sandbox: Literal["strict", "default", "off"] = "default"
+    sandbox: Literal["strict", "default"] = "default"
     timeout_s: float = 10.0
     # the machine
     device: str = "auto"

@@ -252,16 +252,3 @@ class Stopwatch:
 
     def __call__(self) -> float:
         return time.monotonic() - self._start
-
-
-def resolve_run(path: Path) -> RunFolder:
-    """The folder of an existing run.
-
-    Raises:
-        ValueError: no config.toml there.
-    """
-    folder = RunFolder(path)
-    if not folder.config_file.is_file():
-        raise ValueError(f"{path}: expected the folder of a run (with config.toml), got "
-                         f"{'a folder without one' if path.is_dir() else 'no such folder'}")  # fmt: skip
-    return folder

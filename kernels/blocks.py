@@ -1,6 +1,6 @@
 """The chunked sweep: vocabulary blocks outside, token chunks inside, every tile in one reused workspace.
 
-A block of a head is cast to the dtype of the logits once a call; memory does not grow with the number of tokens.
+A block of a head is cast to the dtype of the logits once a call; memory does not grow with the tokens.
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def real_rows(problem: Problem) -> Tensor | None:
 
 
 class Kept(NamedTuple):
-    """Logits held from forward to backward: for each stream a flat buffer, [rows, block] for block after block.
+    """Logits held from forward to backward, by stream: a flat buffer, [rows, block] for block after block.
 
     rows: the positions among the rows held that a backward sweeps; None for all.
     """
@@ -83,7 +83,7 @@ class Kept(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Tokens [start, stop) of those swept by one vocabulary block, and what the heads read and made of them."""
+    """Tokens [start, stop) of those swept, by one vocabulary block: what the heads read, and made of it."""
 
     start: int
     stop: int
@@ -240,7 +240,7 @@ def _held_rows(kept: dict[int, Tensor], real: Tensor, index: Tensor | None) -> K
 
 
 def _zero_unswept(problem: Problem, untouched: set[int], touched: set[int], active_rows: Tensor) -> None:
-    """Zeros what a backward in place leaves of the logits: whole streams without a gradient, and dead rows."""
+    """Zeros what a backward in place leaves of the logits: streams without a gradient, and dead rows."""
     dead = (~active_rows).nonzero()[:, 0]
     for k, source in enumerate(problem.sources):
         if source is not None and k in untouched:

@@ -1,4 +1,4 @@
-"""The chunked sweep as a custom operator: differentiable, and opaque to torch.compile."""
+"""The sweep in blocks as a custom operator: differentiable, and opaque to torch.compile."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from etpo.kernels import blocks, tiles
-from etpo.kernels.flat import any_gradient, fake_gradient, flatten, no_autocast, unflatten
+from etpo.kernels.flat import any_gradient, fake_gradients, flatten, no_autocast, unflatten
 from etpo.kernels.plan import U, forward_planes
 from etpo.kernels.streams import Problem, VocabStats
 
@@ -16,39 +16,43 @@ from etpo.kernels.streams import Problem, VocabStats
 def sweep_op(
     tensors: Sequence[Tensor],
     targets: Tensor | None,
-    slots: Sequence[int],
+    layout: Sequence[int],
     scales: Sequence[float],
-    ignore_index: int,
     fields: Sequence[int],
     keep: bool,
     in_place: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """(statistics [ROWS, N] float64, logits kept for backward, flat, one for each stream that has a plane)."""
-    problem = unflatten(tensors, targets, slots, scales, ignore_index)
+    """(statistics [ROWS, N] float64, the logits of each stream kept for backward if `keep`).
+
+    in_place is for backward: it may overwrite given logits with their gradient.
+    """
+    problem = unflatten(tensors, targets, layout, scales)
     kept = _empty_kept(problem, fields) if keep else {}
     with no_autocast(tensors[0]):
         return blocks.forward(problem, set(fields), kept), list(kept.values())
 
 
+def _kept_streams(problem: Problem, fields: Sequence[int]) -> list[int]:
+    return sorted(forward_planes(set(fields), problem.mix) - {U})
+
+
 def _empty_kept(problem: Problem, fields: Sequence[int]) -> dict[int, Tensor]:
-    streams = sorted(forward_planes(set(fields), problem.mix) - {U})
     hidden = problem.first.hidden
     size = hidden.shape[0] * problem.first.n_vocab
-    return {k: torch.empty(size, dtype=problem.dtype, device=hidden.device) for k in streams}
+    return {k: hidden.new_empty(size, dtype=problem.dtype) for k in _kept_streams(problem, fields)}
 
 
 @sweep_op.register_fake
 def _(
     tensors: Sequence[Tensor],
     targets: Tensor | None,
-    slots: Sequence[int],
+    layout: Sequence[int],
     scales: Sequence[float],
-    ignore_index: int,
     fields: Sequence[int],
     keep: bool,
     in_place: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    problem = unflatten(tensors, targets, slots, scales, ignore_index)
+    problem = unflatten(tensors, targets, layout, scales)
     hidden = problem.first.hidden
     table = hidden.new_empty((tiles.ROWS, hidden.shape[0]), dtype=torch.float64)
     return table, list(_empty_kept(problem, fields).values()) if keep else []
@@ -61,34 +65,23 @@ def sweep_backward_op(
     kept: Sequence[Tensor],
     tensors: Sequence[Tensor],
     targets: Tensor | None,
-    slots: Sequence[int],
+    layout: Sequence[int],
     scales: Sequence[float],
-    ignore_index: int,
     fields: Sequence[int],
     wanted: Sequence[int],
 ) -> list[Tensor]:
-    """The gradients of tensors[i] for i in `wanted`."""
-    problem = unflatten(tensors, targets, slots, scales, ignore_index)
-    streams = sorted(forward_planes(set(fields), problem.mix) - {U})
-    held = dict(zip(streams, kept, strict=False))
+    """The gradients of tensors[i] for i in `wanted`, from the cotangent g of `table`."""
+    problem = unflatten(tensors, targets, layout, scales)
+    held = dict(zip(_kept_streams(problem, fields), kept, strict=True)) if kept else {}
     with no_autocast(g):
         return blocks.backward(problem, g, table, held, [tensors[i] for i in wanted], in_place=False)
 
 
 @sweep_backward_op.register_fake
 def _(
-    g: Tensor,
-    table: Tensor,
-    kept: Sequence[Tensor],
-    tensors: Sequence[Tensor],
-    targets: Tensor | None,
-    slots: Sequence[int],
-    scales: Sequence[float],
-    ignore_index: int,
-    fields: Sequence[int],
-    wanted: Sequence[int],
+    g: Tensor, table: Tensor, kept: Sequence[Tensor], tensors: Sequence[Tensor], *rest: Any
 ) -> list[Tensor]:
-    return [fake_gradient(tensors[i]) for i in wanted]
+    return fake_gradients(tensors, rest[-1])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
@@ -101,25 +94,24 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]
 
 
 def _backward(ctx: Any, g: Tensor | None, _kept: Any) -> tuple[Any, ...]:
-    slots, scales, ignore_index, fields, _, in_place = ctx.static
+    layout, scales, fields, _, in_place = ctx.static
     grads: list[Tensor | None] = [None] * ctx.n_tensors
+    none = [None] * 6
     if g is None:
-        return grads, *[None] * 7
+        return grads, *none
     table, *saved = ctx.saved_tensors
-    tensors, saved = saved[: ctx.n_tensors], saved[ctx.n_tensors :]
-    targets = saved.pop(0) if ctx.has_targets else None
+    tensors, kept = saved[: ctx.n_tensors], saved[ctx.n_tensors :]
+    targets = kept.pop(0) if ctx.has_targets else None
     wanted = [i for i, needed in enumerate(ctx.needs_input_grad[0]) if needed]
     if in_place:
-        problem = unflatten(tensors, targets, slots, scales, ignore_index)
         outs = [tensors[i] for i in wanted]
+        problem = unflatten(tensors, targets, layout, scales)
         blocks.backward(problem, g, table, {}, outs, in_place=True)
     else:
-        outs = sweep_backward_op(
-            g, table, saved, tensors, targets, slots, scales, ignore_index, fields, wanted
-        )
+        outs = sweep_backward_op(g, table, kept, tensors, targets, layout, scales, fields, wanted)
     for i, out in zip(wanted, outs, strict=True):
         grads[i] = out
-    return grads, *[None] * 7
+    return grads, *none
 
 
 sweep_op.register_autograd(_backward, setup_context=_setup)
@@ -127,12 +119,10 @@ sweep_op.register_autograd(_backward, setup_context=_setup)
 
 def sweep(problem: Problem, fields: tuple[str, ...], *, in_place: bool = False) -> dict[str, Tensor]:
     """The named statistics of `problem`, each [N] float64. in_place: backward overwrites given logits."""
-    tensors, slots, scales = flatten(problem)
+    flat = flatten(problem)
     indices = [VocabStats._fields.index(name) for name in fields]
-    keep = _keeps(problem, tensors, indices)
-    table, _ = sweep_op(
-        tensors, problem.targets, slots, scales, problem.ignore_index, indices, keep, in_place
-    )
+    keep = _keeps(problem, flat.tensors, indices)
+    table, _ = sweep_op(flat.tensors, problem.targets, flat.layout, flat.scales, indices, keep, in_place)
     rows = table.unbind(0)
     return {name: rows[index] for name, index in zip(fields, indices, strict=True)}
 
@@ -141,6 +131,5 @@ def _keeps(problem: Problem, tensors: list[Tensor], fields: list[int]) -> bool:
     """True where the logits are few enough to be kept for backward; given logits are there anyway."""
     if problem.first.weight is None or not any_gradient(tensors):
         return False
-    n_planes = len(forward_planes(set(fields), problem.mix) - {U})
-    n_logits = problem.first.hidden.shape[0] * problem.first.n_vocab
-    return bool(n_planes * n_logits * problem.dtype.itemsize <= blocks.KEEP_BYTES)
+    n_logits = len(_kept_streams(problem, fields)) * problem.first.hidden.shape[0] * problem.first.n_vocab
+    return bool(n_logits * problem.dtype.itemsize <= blocks.KEEP_BYTES)

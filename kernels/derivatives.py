@@ -1,4 +1,4 @@
-"""The arithmetic backward on one tile of logits: from cotangents on statistics to derivatives by the logits."""
+"""The arithmetic backward on one tile of logits: from cotangents of statistics to derivatives by logits."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class Cotangents(NamedTuple):
 
 
 class Softmaxes(NamedTuple):
-    """Softmax of p and of u: a tile [n, m] times a scale [n] float64; None where the plan has no use for it."""
+    """Softmax of p and of u, each a tile [n, m] times a scale [n] float64; None where the plan has none."""
 
     prob: Tensor
     scale: Tensor | None
@@ -98,8 +98,7 @@ def other_gradient(
 ) -> Tensor:
     """∂/∂z_k of a tile for the critic or the reference, but for the target's own term, in scratch.work:
 
-    p·(g_q for the critic, −g_pr for the reference, − share·g_pu) + share·softmax(u)·g_lse_u + softmax(z_k)·g_lse_k,
-    where u has share · z_k.
+    p·(g_q or −g_pr − share·g_pu) + share·softmax(u)·g_lse_u + softmax(z_k)·g_lse_k, where u has share · z_k.
     """
     g = cot.g
     terms: list[tuple[Tensor, Tensor]] = []

@@ -28,8 +28,8 @@ class GatherFunction(Protocol):
 class Backend(NamedTuple):
     """Per-token numbers of a problem, [N] each, differentiable; float64, or the dtype of the results.
 
-    sweep: the named statistics; kl: KL(softmax z_p ‖ softmax u); log_ratio: lse u − lse z_r; gather: z_q at the
-    targets. in_place: backward may overwrite given logits with their gradient.
+    sweep: the named statistics; kl: KL(softmax z_p ‖ softmax u); log_ratio: lse u − lse z_r; gather: z_q at
+    the targets. in_place: backward may overwrite given logits with their gradient.
     """
 
     sweep: SweepFunction

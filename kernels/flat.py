@@ -1,35 +1,45 @@
 """A problem as a custom operator takes it: tensors, whole numbers, floats."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from etpo.kernels.streams import Problem, Source
 
+# The tensors of a source, in the order of the layout.
 SLOTS = ("hidden", "weight", "bias", "lora A", "lora B")
 NO_TENSOR = -1
 
 
-def flatten(problem: Problem) -> tuple[list[Tensor], list[int], list[float]]:
-    """`problem` as an operator takes it: its distinct tensors, where each of SLOTS finds its own, its numbers.
+class Flat(NamedTuple):
+    """layout: for each stream and slot an index into `tensors`, then the ignore index.
 
-    A tensor that stands in two places is passed once, so that it is read once and gets one gradient.
+    scales: for each stream temperature, softcap (0 for none) and lora scale, then the mix. A tensor that stands in
+    two places is listed once, so that it is read once and gets one gradient.
     """
+
+    tensors: list[Tensor]
+    layout: list[int]
+    scales: list[float]
+
+
+def flatten(problem: Problem) -> Flat:
+    """The distinct tensors and the numbers of `problem`, but for its targets."""
     tensors: list[Tensor] = []
-    slots: list[int] = []
+    layout: list[int] = []
     scales: list[float] = []
     for source in problem.sources:
         if source is None:
-            slots += [NO_TENSOR] * len(SLOTS)
+            layout += [NO_TENSOR] * len(SLOTS)
             scales += [1.0, 0.0, 1.0]
             continue
         a, b, scale = source.lora if source.lora is not None else (None, None, 1.0)
         for tensor in (source.hidden, source.weight, source.bias, a, b):
-            slots.append(_index_of(tensor, tensors))
+            layout.append(_index_of(tensor, tensors))
         scales += [source.temperature, source.softcap or 0.0, scale]
-    return tensors, slots, [*scales, *problem.mix]
+    return Flat(tensors, [*layout, problem.ignore_index], [*scales, *problem.mix])
 
 
 def _index_of(tensor: Tensor | None, tensors: list[Tensor]) -> int:
@@ -43,17 +53,13 @@ def _index_of(tensor: Tensor | None, tensors: list[Tensor]) -> int:
 
 
 def unflatten(
-    tensors: Sequence[Tensor],
-    targets: Tensor | None,
-    slots: Sequence[int],
-    scales: Sequence[float],
-    ignore_index: int,
+    tensors: Sequence[Tensor], targets: Tensor | None, layout: Sequence[int], scales: Sequence[float]
 ) -> Problem:
     """The inverse of `flatten`."""
     sources: list[Source | None] = []
     for k in range(3):
-        parts = [None if i == NO_TENSOR else tensors[i] for i in slots[5 * k : 5 * k + 5]]
-        hidden, weight, bias, a, b = parts
+        slots = layout[len(SLOTS) * k : len(SLOTS) * (k + 1)]
+        hidden, weight, bias, a, b = (None if i == NO_TENSOR else tensors[i] for i in slots)
         temperature, softcap, scale = scales[3 * k : 3 * k + 3]
         if hidden is None:
             sources.append(None)
@@ -61,16 +67,18 @@ def unflatten(
         lora = None if a is None or b is None else (a, b, scale)
         sources.append(Source(hidden, weight, bias, lora, temperature, softcap or None))
     policy, critic, reference = sources
-    return Problem(policy, critic, reference, targets, (scales[9], scales[10]), ignore_index)
+    return Problem(policy, critic, reference, targets, (scales[-2], scales[-1]), layout[-1])
 
 
-def no_autocast(tensor: Tensor) -> Any:
-    """A context without autocast, which would take products to its own dtype."""
-    return torch.autocast(tensor.device.type, enabled=False)
+def hidden_slot(stream: int, layout: Sequence[int]) -> int:
+    """The index of a stream's hidden states among the tensors."""
+    return layout[len(SLOTS) * stream]
 
 
-def fake_gradient(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+def head_tensors(source: Source) -> list[Tensor]:
+    """The tensors of a source but for its hidden states."""
+    parts = (source.weight, source.bias, *(source.lora or ())[:2])
+    return [part for part in parts if isinstance(part, Tensor)]
 
 
 def any_gradient(tensors: Sequence[Tensor]) -> bool:
@@ -78,7 +86,11 @@ def any_gradient(tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def head_tensors(source: Source) -> list[Tensor]:
-    """The tensors of a source but for its hidden states."""
-    parts = (source.weight, source.bias, *(source.lora or ())[:2])
-    return [part for part in parts if isinstance(part, Tensor)]
+def no_autocast(tensor: Tensor) -> Any:
+    """A context without autocast, which would take products to its own dtype."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def fake_gradients(tensors: Sequence[Tensor], wanted: Sequence[int]) -> list[Tensor]:
+    """What an operator returns to a tracer for the gradients of tensors[i], i in `wanted`."""
+    return [torch.empty_like(tensors[i], memory_format=torch.contiguous_format) for i in wanted]

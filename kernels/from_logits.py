@@ -1,4 +1,8 @@
-"""The public functions on logits that a trainer already has."""
+"""The public functions on logits that a trainer already has: one sweep, no log-softmax copy.
+
+With inplace_backward=True the backward may overwrite the logits with their gradient, which saves that memory. The
+logits must then serve nothing else whose backward reads them; PyTorch raises a RuntimeError where they do.
+"""
 
 import torch
 from torch import Tensor
@@ -21,8 +25,8 @@ def logprob_from_logits(
 ) -> tuple[Tensor, Tensor]:
     """(log π(w), entropy of π) at each token, π = softmax(logits / temperature), in nats.
 
-    logits [N, V] or [B, T, V], targets [N] or [B, T]: both results [N] or [B, T], float32 (float64 for float64
-    logits); rows with targets == ignore_index are 0. Raises ValueError for input that does not fit.
+    logits [N, V] or [B, T, V], targets [N] or [B, T]: both results [N] or [B, T], float32 (float64 for
+    float64 logits); rows with targets == ignore_index are 0. Raises ValueError for input that does not fit.
     """
     temperature = check_positive("temperature", temperature)
     (policy,), shape = _sources(temperature, logits=logits)
@@ -83,7 +87,8 @@ def soft_policy_kl_from_logits(
 ) -> Tensor:
     """KL(π ‖ π̄·exp(Q/β)/Z) of π = softmax(logits), π̄ = softmax(ref_logits), Q = q_logits, in nats.
 
-    All [N, V] or [B, T, V]; the result is [N] or [B, T]. Raises ValueError for β ≤ 0 or input that does not fit.
+    All [N, V] or [B, T, V]; the result is [N] or [B, T]. Raises ValueError for β ≤ 0 or input that does not
+    fit.
     """
     beta = check_positive("beta", beta)
     (policy, critic, reference), shape = _sources(
@@ -111,7 +116,7 @@ def _sources(temperature: float, **named: Tensor) -> tuple[list[Source], torch.S
 def _backend(name: str, problem: Problem, inplace_backward: bool) -> tuple[Backend, bool]:
     """The backend, and whether its backward may overwrite the logits.
 
-    It may not where two streams share their memory, nor in a compiled graph, which has its own plan of memory.
+    It may not where two streams share memory, nor in a compiled graph, which plans memory itself.
     """
     logits = [source.hidden for source in problem.sources if source is not None]
     in_place = inplace_backward and not torch.compiler.is_compiling()

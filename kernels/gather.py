@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etpo.kernels.flat import fake_gradient, no_autocast
+from etpo.kernels.flat import fake_gradients, no_autocast
 from etpo.kernels.streams import Problem
 
 # Elements of one chunk of gathered head rows.
@@ -86,8 +86,12 @@ def _(
     ignore_index: int,
     needs: list[bool],
 ) -> list[Tensor]:
-    pairs = zip((hidden, weight, bias), needs, strict=True)
-    return [fake_gradient(tensor) for tensor, needed in pairs if needed and tensor is not None]
+    tensors = [
+        tensor
+        for tensor, need in zip((hidden, weight, bias), needs, strict=True)
+        if need and tensor is not None
+    ]
+    return fake_gradients(tensors, range(len(tensors)))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -28,11 +28,14 @@ def product(out: Tensor, a: Tensor, b: Tensor, *, accumulate: bool, alpha: float
         torch.mul(result, alpha, out=out)
 
 
+def needs_cast(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """True where `product` wants `tensor` in `dtype`: all but bf16 on a device that sums its products in float32."""
+    return tensor.dtype != dtype and not (tensor.dtype == torch.bfloat16 and tensor.device.type == "cuda")
+
+
 def operand(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` as an operand of `product`: in `dtype`, or in bf16 where the device sums bf16 products in float32."""
-    if tensor.dtype == torch.bfloat16 and tensor.device.type == "cuda":
-        return tensor
-    return tensor.to(dtype)
+    """`tensor` as an operand of `product`."""
+    return tensor.to(dtype) if needs_cast(tensor, dtype) else tensor
 
 
 class RowInputs(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a sweep must make: which planes of logits for which statistics, and which gradients from which cotangents."""
+"""What a sweep must make: planes of logits for statistics, gradients from cotangents."""
 
 from typing import NamedTuple
 

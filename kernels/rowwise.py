@@ -1,8 +1,8 @@
 """Functions of one number a token, over whole rows at a time: the derivative is made in the forward sweep.
 
 With one number a token, a cotangent only scales a token's derivative. So the forward sweep leaves either the
-derivative by the hidden states (frozen heads), or, where they are few, the derivative by the logits; backward scales
-it row by row, and recomputes nothing.
+derivative by the hidden states (frozen heads), or, where they are few, the derivative by the logits; backward
+scales it row by row, and recomputes nothing.
 """
 
 from typing import NamedTuple
@@ -105,7 +105,7 @@ def _fill(plane: Tensor, heads: dict[int, Head], parts: list[Part], rows: slice)
 
 
 def _same_head(one: Head, other: Head) -> bool:
-    """True where the logits of both heads are one linear map of the hidden states, taken in their full dtype."""
+    """True where both heads are one linear map of the hidden states, taken in the dtype of the logits."""
     a, b = one.source, other.source
     same = a.weight is b.weight and a.bias is b.bias and a.temperature == b.temperature
     return same and one.weight_block.dtype == one.dtype

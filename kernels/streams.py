@@ -18,8 +18,8 @@ class Stream(NamedTuple):
         z = softcap · tanh((h·Wᵀ + scale·(h·Aᵀ)·Bᵀ + bias) / softcap) / temperature
 
     hidden: [N, D] or [B, T, D]; weight: [V, D], of the dtype of hidden; bias: [V]; lora: (A [R, D], B [V, R],
-    scale), a low-rank change of the head; temperature > 0; softcap > 0, or None for no cap. Floating dtypes are
-    float64 (all tensors, or none), float32, bfloat16 and float16; bias and lora may differ in dtype from weight.
+    scale), a low-rank change of the head; temperature > 0; softcap > 0, or None for no cap. Dtypes are float64
+    (all tensors, or none), float32, bfloat16 and float16; bias and lora may differ in dtype from weight.
     """
 
     hidden: Tensor
@@ -31,7 +31,7 @@ class Stream(NamedTuple):
 
 
 class VocabStats(NamedTuple):
-    """Statistics of the vocabulary at each token, [N] or [B, T]; None where a stream or the targets are absent.
+    """Statistics of the vocabulary at each token, [N] or [B, T]; None where a stream or targets are absent.
 
     lse_*: log-sum-exp of the logits of the policy p, critic q, reference r, and of u = a·z_r + b·z_q.
     e_pr = E_p[z_p − z_r], e_pu = E_p[z_p − u], e_pp = E_p[z_p − lse_p] (minus the entropy), e_q = E_p[z_q].
@@ -52,7 +52,7 @@ class VocabStats(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A checked stream, flat: hidden [N, D] with its head, or, where weight is None, logits [N, V] in `hidden`."""
+    """A checked stream, flat: hidden [N, D] and its head, or, with weight None, logits [N, V] in `hidden`."""
 
     hidden: Tensor
     weight: Tensor | None
@@ -91,7 +91,7 @@ class Problem(NamedTuple):
 
     @property
     def has_u(self) -> bool:
-        """True where u exists: some coefficient is not 0, and the stream of each such coefficient is there."""
+        """True where u exists: a coefficient is not 0, and the stream of each such coefficient is there."""
         pairs = ((self.mix[0], self.reference), (self.mix[1], self.critic))
         used = [stream for coefficient, stream in pairs if coefficient != 0]
         return bool(used) and all(stream is not None for stream in used)
@@ -263,7 +263,7 @@ def _check_dtypes(name: str, stream: Stream) -> None:
 
 
 def _autocast(stream: Stream) -> Stream:
-    """`stream` in autocast's dtype where autocast is on; float64 tensors stay, as in PyTorch's own autocast."""
+    """`stream` in autocast's dtype where that is on; float64 tensors stay, as in PyTorch's own autocast."""
     device_type = stream.hidden.device.type
     if not torch.is_autocast_enabled(device_type):
         return stream
@@ -283,7 +283,7 @@ def _autocast(stream: Stream) -> Stream:
 def check_targets(
     targets: Tensor, shape: torch.Size, n_vocab: int, device: torch.device, ignore_index: int
 ) -> Tensor:
-    """`targets` flat in int64; raises ValueError for a wrong shape, dtype or device, or a token out of range."""
+    """`targets` flat in int64; raises ValueError for a wrong shape, dtype, device, or a token out of range."""
     if not isinstance(targets, Tensor) or targets.dtype not in INDEX_DTYPES:
         got = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
         raise ValueError(f"targets: expected an int64 or int32 tensor, got {got}")

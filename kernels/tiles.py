@@ -83,8 +83,8 @@ def tile_statistics(
 ) -> Tensor:
     """Statistics of a tile's own columns, [ROWS, n] float64: expectations are under its own softmax.
 
-    tokens: targets as columns of the tile, [n]; any integer where the target lies elsewhere. whole: True where
-    the tile holds the whole vocabulary.
+    tokens: targets as columns of the tile, [n]; any integer where the target lies elsewhere. whole: True
+    where the tile holds the whole vocabulary.
     """
     some = next(z for z in planes if z is not None)
     table = torch.zeros(ROWS, some.shape[0], dtype=torch.float64, device=some.device)
@@ -111,7 +111,7 @@ def _expectations(table: Tensor, planes: Planes, fields: set[int], scratch: Scra
     for field, other in ((E_PR, planes.r), (E_PU, planes.u), (E_PP, z_p), (E_Q, planes.q)):
         if field not in fields or other is None:
             continue
-        # The sum runs around a level from the log-sum-exps at hand: a large common level would cost it digits.
+        # The sum runs around a level known from log-sum-exps: a large common level would cost it digits.
         level = _level(table, fields, field).to(z_p.dtype).nan_to_num(0.0, 0.0, 0.0)
         if field in (E_PR, E_PU):
             torch.sub(z_p, other, out=work).sub_(level[:, None])
@@ -178,7 +178,7 @@ def kl_rows(p: Tensor, u: Tensor, prob: Tensor, prob_u: Tensor, *, want_u: bool)
 
 
 def log_ratio_rows(r: Tensor, u: Tensor, prob: Tensor) -> Tensor:
-    """lse u − lse r of whole rows [n, V], [n] float64. Leaves the derivatives in `r` and `u`; prob is scratch."""
+    """lse u − lse r of whole rows [n, V], [n] float64. Leaves its derivatives in `r` and `u`."""
     lse_r = softmax_into(prob, r)
     torch.neg(prob, out=r)
     lse_u = softmax_into(prob, u)

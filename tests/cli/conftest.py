@@ -1,5 +1,6 @@
 """How the command tests run commands, and a small environment that is instant."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "letters_env.py").write_text(ENVIRONMENT)
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    monkeypatch.delitem(sys.modules, "letters_env", raising=False)
     return "letters_env:Letters"
 
 
