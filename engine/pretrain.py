@@ -57,7 +57,7 @@ class Recipe:
     heads: int = 6
     ffn: int = 512
     context: int = 512
-    init_std: float = 0.02
+    init_std: float = 0.05
     batch_tokens: int = 2048
     lr_matrices: float = 0.01
     lr_others: float = 1e-2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 460, 210
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 24, 36
+LEFT, RIGHT, TOP, BOTTOM = 52, 24, 24, 36
 MOST_POINTS = 250
 SMOOTHED_OVER = 7
 

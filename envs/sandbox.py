@@ -185,6 +185,10 @@ class Sandbox:
         """
         if self._closed:
             raise ValueError("this sandbox is closed; make a new one")
+        if len(source.encode()) > wire.MAX_SOURCE_BYTES:
+            raise ValueError(
+                f"a program must be at most {wire.MAX_SOURCE_BYTES} bytes, got {len(source.encode())}"
+            )
         job = _Job(self._next_number, source.encode(), arrays, seed, timeout_s or self.timeout_s)
         self._next_number += 1
         self._waiting.append(job)
@@ -229,13 +233,14 @@ class Sandbox:
         threads = dict.fromkeys(
             ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1"
         )
+        libraries = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
         arguments = (theirs.fileno(), self._folder, self.workers, self.memory_mib)
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-B", "-X", "utf8", str(SERVER_FILE), *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
-            env={"PATH": os.defpath, "LANG": "C.UTF-8", "CUDA_VISIBLE_DEVICES": "", **threads},
+            env={"PATH": os.defpath, "LANG": "C.UTF-8", "CUDA_VISIBLE_DEVICES": "", **libraries, **threads},
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         )
@@ -251,6 +256,8 @@ class Sandbox:
         for jobs in (self._waiting, self._sent, self._by_fd, self._done):
             jobs.clear()
         if self._process is not None:
+            if not self._is_ready():
+                self._process.kill()  # it has run nothing yet, and would finish its imports first
             self._control.close()  # at which the server kills what runs, removes its folder and ends
             try:
                 self._process.wait(10.0)
@@ -261,6 +268,15 @@ class Sandbox:
             os.close(self._stderr)
             shutil.rmtree(self._folder, ignore_errors=True)
         return sent
+
+    def _is_ready(self) -> bool:
+        """True if the server has reported that it takes jobs, whether or not the report was read."""
+        try:
+            return self._ready or bool(
+                self._control.recv(wire.REPORT.size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            )
+        except OSError:
+            return False
 
     def _server_died(self) -> None:
         """Start a new server. Jobs that were sent get a second chance, then count as `crashed`."""

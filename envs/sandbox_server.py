@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
@@ -25,10 +26,11 @@ STRAY_LIMIT_S = 5.0
 
 @dataclass
 class Running:
-    """One forked split: its job number, its slot (user id and folder), when it started and must end."""
+    """One forked split: its job number, its slot (which gives its user), its folder, its start and limit."""
 
     job: int
     slot: int
+    folder: str
     started: float
     deadline: float
     timed_out: bool = False
@@ -91,6 +93,7 @@ class Server:
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self._rehearse()
         self.control.send(wire.REPORT.pack(wire.READY, wire.EXITED, 0, 0.0))
         poll = select.poll()
         poll.register(wake_read, select.POLLIN)
@@ -110,6 +113,26 @@ class Server:
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                     self._finish(pid)
 
+    def _rehearse(self) -> None:
+        """Confine one child that runs nothing, so that a machine where this fails says so at the start."""
+        limits = child.Limits(1.0, self.address_space_bytes, self.processes, self.uid)
+        server_pid = os.getpid()
+        null = os.open(os.devnull, os.O_RDWR)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                child.enter(null, null, self.folder, limits, server_pid)
+                code = 0
+            except OSError as error:
+                code = error.errno or 1
+            finally:
+                os._exit(code)
+        os.close(null)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code != 0:
+            sys.exit(f"a child cannot be confined: {os.strerror(code) if code > 0 else f'signal {-code}'}")
+
     def close(self) -> None:
         for pid in self.running:
             _kill_group(pid)
@@ -127,10 +150,21 @@ class Server:
         message, fds, _, _ = socket.recv_fds(self.control, wire.REQUEST.size + wire.MAX_SOURCE_BYTES, 2)
         if not message:
             return
-        data_fd, result_fd = fds
         job, seed, timeout_s = wire.REQUEST.unpack_from(message)
         slot = self.free_slots.pop()
-        folder = os.path.join(self.folder, str(slot))
+        try:
+            self._fork(job, slot, timeout_s, fds, message[wire.REQUEST.size :], seed)
+        except OSError:  # no room for a folder or a process: this split fails, the server goes on
+            self.free_slots.append(slot)
+            self.control.send(wire.REPORT.pack(job, wire.EXITED, 1, 0.0))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _fork(
+        self, job: int, slot: int, timeout_s: float, fds: Sequence[int], source: bytes, seed: int
+    ) -> None:
+        folder = os.path.join(self.folder, f"{slot}-{job}")
         os.mkdir(folder, 0o700)
         uid = None if self.uid is None else self.uid + slot
         if uid is not None:
@@ -141,13 +175,11 @@ class Server:
         pid = os.fork()
         if pid == 0:
             try:
-                child.enter(data_fd, result_fd, folder, limits, server_pid)
-                child.run(message[wire.REQUEST.size :].decode(), seed)
+                child.enter(*fds, folder, limits, server_pid)
+                child.run(source.decode(), seed)
             finally:
                 os._exit(1)
-        self.running[pid] = Running(job, slot, started, started + timeout_s)
-        os.close(data_fd)
-        os.close(result_fd)
+        self.running[pid] = Running(job, slot, folder, started, started + timeout_s)
 
     def _kill_late(self) -> None:
         now = time.monotonic()
@@ -163,7 +195,7 @@ class Server:
         status = os.waitpid(pid, 0)[1]
         wall_s = time.monotonic() - run.started
         self._kill_strays(run.slot)
-        _remove_folder(os.path.join(self.folder, str(run.slot)))
+        _remove_folder(run.folder)
         if run.timed_out:
             how, value = wire.TIMED_OUT, 0
         elif os.WIFSIGNALED(status):

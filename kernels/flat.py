@@ -16,8 +16,8 @@ NO_TENSOR = -1
 class Flat(NamedTuple):
     """layout: for each stream and slot an index into `tensors`, then the ignore index.
 
-    scales: for each stream temperature, softcap (0 for none) and lora scale, then the mix. A tensor that stands in
-    two places is listed once, so that it is read once and gets one gradient.
+    scales: for each stream temperature, softcap (0 for none) and lora scale, then the mix. A tensor that
+    stands in two places is listed once, so that it is read once and gets one gradient.
     """
 
     tensors: list[Tensor]

@@ -1,7 +1,7 @@
 """The public functions on logits that a trainer already has: one sweep, no log-softmax copy.
 
-With inplace_backward=True the backward may overwrite the logits with their gradient, which saves that memory. The
-logits must then serve nothing else whose backward reads them; PyTorch raises a RuntimeError where they do.
+With inplace_backward=True the backward may overwrite the logits with their gradient, which saves memory. They
+must then serve nothing else whose backward reads them; PyTorch raises a RuntimeError where they do.
 """
 
 import torch

@@ -29,7 +29,7 @@ def product(out: Tensor, a: Tensor, b: Tensor, *, accumulate: bool, alpha: float
 
 
 def needs_cast(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """True where `product` wants `tensor` in `dtype`: all but bf16 on a device that sums its products in float32."""
+    """True where `product` wants `tensor` in `dtype`: not for bf16 where that is summed in float32."""
     return tensor.dtype != dtype and not (tensor.dtype == torch.bfloat16 and tensor.device.type == "cuda")
 
 

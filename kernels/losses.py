@@ -28,10 +28,10 @@ def vocab_stats(
     """Every statistic of `VocabStats` that the given streams define, in one sweep over the vocabulary.
 
     u = mix[0]·z_r + mix[1]·z_q; it exists where some coefficient is not 0 and the stream of each such
-    coefficient is given. At least one stream must be. targets: [N] or [B, T] integer tokens; a row whose target
-    is ignore_index is 0 in every field and gives no gradient. Results are float32 (float64 for float64 inputs),
-    [N] or [B, T], and differentiable in every floating tensor of the streams. Raises ValueError for input that
-    does not fit.
+    coefficient is given. At least one stream must be given. targets: [N] or [B, T] integer tokens; a row with
+    target ignore_index is 0 in every field and gives no gradient. Results are float32 (float64 for float64
+    inputs), [N] or [B, T], and differentiable in every floating tensor of the streams. Raises ValueError for
+    input that does not fit.
     """
     problem, shape = build_problem(
         policy, critic, reference, targets=targets, mix=mix, ignore_index=ignore_index

@@ -18,8 +18,8 @@ class Stream(NamedTuple):
         z = softcap · tanh((h·Wᵀ + scale·(h·Aᵀ)·Bᵀ + bias) / softcap) / temperature
 
     hidden: [N, D] or [B, T, D]; weight: [V, D], of the dtype of hidden; bias: [V]; lora: (A [R, D], B [V, R],
-    scale), a low-rank change of the head; temperature > 0; softcap > 0, or None for no cap. Dtypes are float64
-    (all tensors, or none), float32, bfloat16 and float16; bias and lora may differ in dtype from weight.
+    scale), a low-rank change of the head; temperature > 0; softcap > 0, or None. Dtypes are float64 (all
+    tensors, or none), float32, bfloat16 and float16; bias and lora may differ in dtype from weight.
     """
 
     hidden: Tensor
@@ -283,7 +283,7 @@ def _autocast(stream: Stream) -> Stream:
 def check_targets(
     targets: Tensor, shape: torch.Size, n_vocab: int, device: torch.device, ignore_index: int
 ) -> Tensor:
-    """`targets` flat in int64; raises ValueError for a wrong shape, dtype, device, or a token out of range."""
+    """`targets` flat in int64; raises ValueError for a wrong shape, dtype, device, or token out of range."""
     if not isinstance(targets, Tensor) or targets.dtype not in INDEX_DTYPES:
         got = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
         raise ValueError(f"targets: expected an int64 or int32 tensor, got {got}")
