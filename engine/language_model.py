@@ -8,6 +8,7 @@ transformers' own forward (see `sequences.py`).
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,12 @@ class LanguageModel(nn.Module):
         context: most positions that the model was made for.
     """
 
-    def __init__(self, hf: nn.Module) -> None:
+    hf: Any
+    n_layers: int
+    hidden_size: int
+    context: int
+
+    def __init__(self, hf: Any) -> None:
         super().__init__()
         self.hf = hf
         config = hf.config
@@ -150,7 +156,7 @@ def load_language_model(
                          "(is tokenizer.json in the folder?)")  # fmt: skip
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        hf = AutoModelForCausalLM.from_pretrained(
+        hf: Any = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
     except Exception as error:
@@ -172,7 +178,7 @@ def _is_lean(config) -> bool:
     return not slides
 
 
-def _rms_norm(norm: nn.Module, x: Tensor) -> Tensor:
+def _rms_norm(norm: Any, x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
 
 

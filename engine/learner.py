@@ -5,7 +5,7 @@ the same code.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -99,8 +99,8 @@ class Learner:
         kl, share = self._bound_step(before, fresh_batch, params, anchor)
         for action in fresh:
             action.hidden = None
-        means = np.mean([log[:4] for log in logs], axis=0).tolist()
-        return UpdateLog(*means, kl_update=kl, step_share=share, n_forward_tokens=sum(log[4] for log in logs))
+        loss_q, loss_pi, q_mean, v_mean = np.mean([log[:4] for log in logs], axis=0).tolist()
+        return UpdateLog(loss_q, loss_pi, q_mean, v_mean, kl, share, sum(log[4] for log in logs))
 
     def step(self, batch: ActionBatch) -> tuple[float, float, float, float, int]:
         """Targets, both losses, one optimiser step each, Polyak: (L_Q, L_π, mean Q̄, mean V̄, tokens)."""
@@ -109,7 +109,9 @@ class Learner:
         sequences = batch.sequences()
         tokens_K = batch.tokens_K.to(targets.y.device)
         critic = roles.stream("critic", roles.hidden("critic", sequences))
-        v_head = None if config.q_form == "logits" else roles.value("critic", critic.hidden)
+        # The scalar head only reads the critic: its error is 1/β times that of the logits, and through the
+        # shared body it would move π_Q at random.
+        v_head = None if config.q_form == "logits" else roles.value("critic", critic.hidden.detach())
         q = q_of_tokens(
             critic, v_head, targets.logprob_ref, targets.z_ref, tokens_K, config.q_form, config.beta
         )
@@ -140,7 +142,7 @@ class Learner:
         policy = None
         if config.backup == "expected":
             policy = roles.stream("policy", roles.hidden("policy", sequences))
-        stats = vocab_stats(
+        stats: Any = vocab_stats(
             policy,
             critic=roles.stream("target", hidden),
             reference=roles.stream("reference", hidden_ref),
@@ -214,12 +216,12 @@ class Learner:
                 return kl, share
             factor = 0.95 * (bound / kl) ** 0.5 if np.isfinite(kl) else 0.0
             share *= factor
-            torch._foreach_sub_(params, anchor)
-            torch._foreach_mul_(params, factor)
-            torch._foreach_add_(params, anchor)
+            for p, start in zip(params, anchor, strict=True):
+                p.sub_(start).mul_(factor).add_(start)
             if factor == 0.0:
                 break
-        torch._foreach_copy_(params, anchor)
+        for p, start in zip(params, anchor, strict=True):
+            p.copy_(start)
         return 0.0, 0.0
 
     def _optimizer(self, role: Role, lr: float) -> torch.optim.Optimizer:

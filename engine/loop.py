@@ -71,7 +71,9 @@ def train(
             run.wall_s = clock()
             if run.step == 0 or n_programs < per_iteration:
                 run.save(whole=True)  # a longer run goes on from before a cut iteration
-            began, fresh, programs = time.monotonic(), [], []
+            began = time.monotonic()
+            fresh: list[Action] = []
+            programs: list[dict[str, Any]] = []
             while len(fresh) < n_programs:
                 rows = range(min(config.envs, n_programs - len(fresh)))
                 samples = roll_out(run, rows)  #                              1 roll out

@@ -34,10 +34,10 @@ class RoleLinear(nn.Module):
         super().__init__()
         self.weight, self.bias, self.scale = base.weight, base.bias, scale
         self._active = [active]
-        factory = {"device": base.weight.device, "dtype": torch.float32}
-        self.lora_a = nn.ParameterDict({role: nn.Parameter(torch.empty(rank, base.in_features, **factory))
+        device = base.weight.device
+        self.lora_a = nn.ParameterDict({role: nn.Parameter(torch.empty(rank, base.in_features, device=device))
                                         for role in roles})  # fmt: skip
-        self.lora_b = nn.ParameterDict({role: nn.Parameter(torch.zeros(base.out_features, rank, **factory))
+        self.lora_b = nn.ParameterDict({role: nn.Parameter(torch.zeros(base.out_features, rank, device=device))
                                         for role in roles})  # fmt: skip
         for a in self.lora_a.values():
             nn.init.kaiming_uniform_(a, a=5**0.5)

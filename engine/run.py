@@ -10,7 +10,6 @@ import os
 import resource
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,14 @@ from etpo.engine.checkpoint import Checkpoint, flatten_optimizer, restore_optimi
 from etpo.engine.config import Config
 from etpo.engine.language_model import LanguageModel, load_language_model
 from etpo.engine.learner import Learner
-from etpo.engine.roles import TRAINED, FullRoles, LoraRoles
+from etpo.engine.roles import TRAINED, FullRoles, LoraRoles, Role
 from etpo.engine.run_folder import RunFolder
 from etpo.engine.sampler import Sampling
 from etpo.envs.data_science import DataScience
 from etpo.envs.vector import VectorRunner, make_env
 
 LORA_ABOVE_PARAMETERS = 100_000_000
-MOVING = ("policy", "critic", "target")
+MOVING: tuple[Role, ...] = ("policy", "critic", "target")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ Source: ETPO, arXiv:2402.06700; Retrace: Munos 2016, arXiv:1606.02647. Pure func
 All values are in reward units.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,23 +52,24 @@ def token_values(stats: VocabStats, v_head: Tensor | None, q_form: QForm, beta: 
     Raises:
         ValueError: a form that needs the scalar head came without one.
     """
+    s: Any = stats  # a field is None only where its stream is absent
     if q_form == "logits":
-        q = stats.at_q
-        v_soft = beta * (stats.lse_u - stats.lse_r)
-        logprob_soft = stats.at_r + stats.at_q / beta - stats.lse_u
+        q = s.at_q
+        v_soft = beta * (s.lse_u - s.lse_r)
+        logprob_soft = s.at_r + s.at_q / beta - s.lse_u
     else:
         if v_head is None:
             raise ValueError(f"q_form '{q_form}': expected the scalar head's values, got None")
-        logprob_soft = stats.at_q - stats.lse_q
+        logprob_soft = s.at_q - s.lse_q
         if q_form == "normalised":
-            q = v_head + beta * (logprob_soft - (stats.at_r - stats.lse_r))
+            q = v_head + beta * (logprob_soft - (s.at_r - s.lse_r))
             v_soft = v_head
         else:
-            q = v_head + beta * (stats.at_q - stats.at_r)
-            v_soft = v_head + beta * (stats.lse_q - stats.lse_r)
+            q = v_head + beta * (s.at_q - s.at_r)
+            v_soft = v_head + beta * (s.lse_q - s.lse_r)
     v_expected = None
-    if stats.e_pu is not None:
-        v_expected = v_soft - beta * (stats.e_pu - stats.lse_p + stats.lse_u)
+    if s.e_pu is not None:
+        v_expected = v_soft - beta * (s.e_pu - s.lse_p + s.lse_u)
     return TokenValues(q, v_soft, v_expected, logprob_soft)
 
 

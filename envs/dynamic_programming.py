@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
 from etpo.envs.word_mdp import Floats, TokenTable, WordMDP
 
 # Relative change at which value iteration stops: ten roundings of float64, so that it always gets there.

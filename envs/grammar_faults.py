@@ -232,7 +232,7 @@ def negative_values(d: Draw, program: Program, size: Size) -> Broken:
         w in render(model) for w in ("chi2", "MultinomialNB", "ComplementNB")
     ):
         return None
-    name = d.pick(("StandardScaler", "RobustScaler"), (3, 1))
+    name = d.pick(("StandardScaler", "RobustScaler", "PowerTransformer"), (6, 2, 1))
     return _model_changed(program, model.args[0], Call(name))  # type: ignore[arg-type]
 
 

@@ -13,7 +13,7 @@ TREES = (
 )  # fmt: skip
 DENSE = (
     "GaussianNB", "LinearDiscriminantAnalysis", "QuadraticDiscriminantAnalysis",
-    "HistGradientBoostingClassifier", "GaussianProcessClassifier", "LabelSpreading", "KNeighborsClassifier",
+    "HistGradientBoostingClassifier", "GaussianProcessClassifier", "LabelSpreading",
 )  # fmt: skip
 POSITIVE = ("MultinomialNB", "ComplementNB")
 SCALERS = (

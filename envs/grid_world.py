@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from etpo.envs.word_env import WordEnv
 from etpo.envs.word_mdp import Floats, WordMDP, Words
 

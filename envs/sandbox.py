@@ -281,7 +281,7 @@ class Sandbox:
     def _server_died(self) -> None:
         """Start a new server. Jobs that were sent get a second chance, then count as `crashed`."""
         assert self._process is not None
-        if not self._ready:
+        if not self._is_ready():
             code = self._process.wait(10.0)
             tail = os.pread(self._stderr, 4096, max(0, os.fstat(self._stderr).st_size - 4096))
             self._stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 
 import numpy as np
+
 from etpo.envs.word_env import WordEnv
 from etpo.envs.word_mdp import WordMDP, Words
 

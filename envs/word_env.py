@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+
 from etpo.envs.word_mdp import WordMDP, token_table
 
 NO_WORD_REWARD = -1.0

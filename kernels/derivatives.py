@@ -72,12 +72,14 @@ def policy_gradient(planes: Planes, cot: Cotangents, softmax: Softmaxes, scratch
             continue
         g = cot.g[field] * scale
         out = work if first else scratch.terms
+        mean = cot.stats[E_PP] + cot.stats[LSE_P] if field == E_PP else cot.stats[field]
+        rounded = mean.to(dtype)
         if field in (E_PR, E_PU):
-            torch.sub(z_p, other, out=out).sub_(_column(cot.stats[field], dtype))
+            torch.sub(z_p, other, out=out).sub_(rounded[:, None])
             constant += g
         else:
-            mean = cot.stats[E_Q] if field == E_Q else cot.stats[E_PP] + cot.stats[LSE_P]
-            torch.sub(other, _column(mean, dtype), out=out)
+            torch.sub(other, rounded[:, None], out=out)
+        constant -= (g * (mean - rounded.double())).masked_fill_(g == 0, 0.0)
         out.mul_(_column(g, dtype))
         if cot.masked:
             out.masked_fill_((g == 0)[:, None], 0.0)

@@ -14,6 +14,9 @@ from etpo.kernels.streams import (
     check_positive,
 )
 
+# How the functions below name the tensors of policy, critic and reference.
+PREFIXES = ("", "q_", "ref_")
+
 
 def vocab_stats(
     policy: Stream | None,
@@ -60,7 +63,9 @@ def linear_logprob(
     that does not fit.
     """
     policy = Stream(hidden, weight, bias, lora, temperature, softcap)
-    problem, shape = build_problem(policy, None, None, targets=targets, ignore_index=ignore_index)
+    problem, shape = build_problem(
+        policy, None, None, targets=targets, ignore_index=ignore_index, prefixes=PREFIXES
+    )
     stats = _backend(backend, problem).sweep(problem, ("lse_p", "e_pp", "at_p"))
     logprob = stats["at_p"] - stats["lse_p"]
     return _shaped(logprob, problem, shape), _shaped(-stats["e_pp"], problem, shape)
@@ -85,7 +90,7 @@ def linear_kl(
     """
     policy = Stream(hidden, weight, bias, temperature=temperature)
     reference = Stream(ref_hidden, ref_weight, ref_bias, temperature=temperature)
-    problem, shape = build_problem(policy, None, reference, mix=(1.0, 0.0))
+    problem, shape = build_problem(policy, None, reference, mix=(1.0, 0.0), prefixes=PREFIXES)
     return _shaped(_backend(backend, problem).kl(problem), problem, shape)
 
 
@@ -107,7 +112,7 @@ def soft_value(
     beta = check_positive("beta", beta)
     critic = Stream(q_hidden, q_weight, q_bias)
     reference = Stream(ref_hidden, ref_weight, ref_bias)
-    problem, shape = build_problem(None, critic, reference, mix=(1.0, 1.0 / beta))
+    problem, shape = build_problem(None, critic, reference, mix=(1.0, 1.0 / beta), prefixes=PREFIXES)
     return _shaped(beta * _backend(backend, problem).log_ratio(problem), problem, shape)
 
 
@@ -134,7 +139,7 @@ def soft_policy_kl(
     policy = Stream(hidden, weight, bias)
     critic = Stream(q_hidden, q_weight, q_bias)
     reference = Stream(ref_hidden, ref_weight, ref_bias)
-    problem, shape = build_problem(policy, critic, reference, mix=(1.0, 1.0 / beta))
+    problem, shape = build_problem(policy, critic, reference, mix=(1.0, 1.0 / beta), prefixes=PREFIXES)
     return _shaped(_backend(backend, problem).kl(problem), problem, shape)
 
 
@@ -153,7 +158,9 @@ def gather_q(
     ignore_index. Raises ValueError for input that does not fit.
     """
     critic = Stream(hidden, weight, bias)
-    problem, shape = build_problem(None, critic, None, targets=targets, ignore_index=ignore_index)
+    problem, shape = build_problem(
+        None, critic, None, targets=targets, ignore_index=ignore_index, prefixes=("", "", "")
+    )
     return _shaped(_backend(backend, problem).gather(problem), problem, shape)
 
 

@@ -78,9 +78,12 @@ def _statistic(
 
 
 def _expectation(z_p: Tensor, contrast: Tensor) -> Tensor:
-    """E_p[contrast], [N], with 0 · ∞ = 0."""
+    """E_p[contrast], [N], with 0 · ∞ = 0; an infinite result has the gradient of its finite terms."""
     p = torch.softmax(z_p, dim=-1)
-    return (p * contrast.masked_fill(p == 0, 0.0)).sum(-1)
+    contrast = contrast.masked_fill(p == 0, 0.0)
+    infinite = torch.isinf(contrast)
+    jump = contrast.detach().masked_fill(~infinite, 0.0).sum(-1)
+    return (p * contrast.masked_fill(infinite, 0.0)).sum(-1) + jump
 
 
 def _mixed(z_q: Tensor | None, z_r: Tensor | None, mix: tuple[float, float]) -> Tensor:

@@ -110,15 +110,16 @@ def _backward(ctx: Any, g: Tensor | None, _derivatives: Any) -> tuple[Any, ...]:
     none = [None] * 5
     if g is None:
         return grads, *none
+    saved = ctx.saved_tensors
     if mode == BY_HIDDEN:
-        for stream, derivative in zip(streams, ctx.saved_tensors, strict=True):
+        for stream, derivative in zip(streams, saved, strict=True):
             i = hidden_slot(stream, layout)
             scaled = _scaled(derivative, g).to(ctx.dtypes[i])
             known = grads[i]
             grads[i] = scaled if known is None else known + scaled
         return grads, *none
-    n_saved = len(ctx.saved_tensors) - len(ctx.dtypes)
-    derivatives, tensors = ctx.saved_tensors[:n_saved], ctx.saved_tensors[n_saved:]
+    n_saved = len(saved) - len(ctx.dtypes)
+    derivatives, tensors = saved[:n_saved], saved[n_saved:]
     wanted = [i for i, needed in enumerate(ctx.needs_input_grad[0]) if needed]
     outs = rowwise_backward_op(g, derivatives, tensors, layout, scales, kind, streams, wanted)
     for i, out in zip(wanted, outs, strict=True):

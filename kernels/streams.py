@@ -139,12 +139,14 @@ def build_problem(
     targets: Tensor | None = None,
     mix: tuple[float, float] = (1.0, 1.0),
     ignore_index: int = -100,
+    prefixes: tuple[str, str, str] = ("policy.", "critic.", "reference."),
 ) -> tuple[Problem, torch.Size]:
     """Checks every input and flattens it. Returns the problem and the shape of one statistic.
 
-    Raises ValueError for a shape, dtype, device or value that a sweep cannot take.
+    prefixes: what stands before "hidden", "weight", … in the caller's names of a stream's parts. Raises
+    ValueError for a shape, dtype, device or value that a sweep cannot take.
     """
-    named = (("policy", policy), ("critic", critic), ("reference", reference))
+    named = tuple(zip(prefixes, (policy, critic, reference), strict=True))
     streams = [None if stream is None else check_stream(name, stream) for name, stream in named]
     present = [(name, stream) for (name, _), stream in zip(named, streams, strict=True) if stream is not None]
     if not present:
@@ -154,22 +156,22 @@ def build_problem(
     for name, stream in present[1:]:
         if stream.hidden.shape[:-1] != shape:
             raise ValueError(
-                f"{name}.hidden: expected leading shape {tuple(shape)} as {first_name}.hidden, "
+                f"{name}hidden: expected leading shape {tuple(shape)} as {first_name}hidden, "
                 f"got {tuple(stream.hidden.shape)}"
             )
         if stream.weight.shape[0] != first.weight.shape[0]:
             raise ValueError(
-                f"{name}.weight: expected V = {first.weight.shape[0]} rows as {first_name}.weight, "
+                f"{name}weight: expected V = {first.weight.shape[0]} rows as {first_name}weight, "
                 f"got shape {tuple(stream.weight.shape)}"
             )
         if stream.hidden.device != first.hidden.device:
             raise ValueError(
-                f"{name}.hidden: expected device {first.hidden.device}, got {stream.hidden.device}"
+                f"{name}hidden: expected device {first.hidden.device}, got {stream.hidden.device}"
             )
         if (stream.hidden.dtype == torch.float64) != (first.hidden.dtype == torch.float64):
             raise ValueError(
-                f"{name}.hidden: float64 does not mix with other dtypes, "
-                f"got {stream.hidden.dtype} beside {first.hidden.dtype} of {first_name}.hidden"
+                f"{name}hidden: float64 does not mix with other dtypes, "
+                f"got {stream.hidden.dtype} beside {first.hidden.dtype} of {first_name}hidden"
             )
     if targets is not None:
         targets = check_targets(targets, shape, first.weight.shape[0], first.hidden.device, ignore_index)
@@ -221,30 +223,30 @@ def check_tensor(name: str, value: object, shape: tuple[int | None, ...], device
 def check_stream(name: str, stream: Stream) -> Stream:
     """`stream` with autocast's dtype applied; raises ValueError where its parts do not fit together."""
     if not isinstance(stream, Stream):
-        raise ValueError(f"{name}: expected a Stream, got {type(stream).__name__}")
+        raise ValueError(f"{name.rstrip('.')}: expected a Stream, got {type(stream).__name__}")
     hidden, weight, bias, lora, temperature, softcap = stream
     if not isinstance(hidden, Tensor) or hidden.dim() not in (2, 3):
         got = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
-        raise ValueError(f"{name}.hidden: expected shape [N, D] or [B, T, D], got {got}")
+        raise ValueError(f"{name}hidden: expected shape [N, D] or [B, T, D], got {got}")
     device = hidden.device
     d_model = hidden.shape[-1]
-    check_tensor(f"{name}.hidden", hidden, (None,) * hidden.dim(), device)
-    check_tensor(f"{name}.weight", weight, (None, d_model), device)
+    check_tensor(f"{name}hidden", hidden, (None,) * hidden.dim(), device)
+    check_tensor(f"{name}weight", weight, (None, d_model), device)
     n_vocab = weight.shape[0]
     if n_vocab < 1 or d_model < 1:
-        raise ValueError(f"{name}.weight: expected V ≥ 1 and D ≥ 1, got shape {tuple(weight.shape)}")
+        raise ValueError(f"{name}weight: expected V ≥ 1 and D ≥ 1, got shape {tuple(weight.shape)}")
     if bias is not None:
-        check_tensor(f"{name}.bias", bias, (n_vocab,), device)
+        check_tensor(f"{name}bias", bias, (n_vocab,), device)
     if lora is not None:
         if not isinstance(lora, tuple | list) or len(lora) != 3:
-            raise ValueError(f"{name}.lora: expected (A [R, D], B [V, R], scale), got {type(lora).__name__}")
-        check_tensor(f"{name}.lora A", lora[0], (None, d_model), device)
-        check_tensor(f"{name}.lora B", lora[1], (n_vocab, lora[0].shape[0]), device)
+            raise ValueError(f"{name}lora: expected (A [R, D], B [V, R], scale), got {type(lora).__name__}")
+        check_tensor(f"{name}lora A", lora[0], (None, d_model), device)
+        check_tensor(f"{name}lora B", lora[1], (n_vocab, lora[0].shape[0]), device)
         if isinstance(lora[2], bool) or not isinstance(lora[2], int | float):
-            raise ValueError(f"{name}.lora scale: expected a number, got {lora[2]!r}")
+            raise ValueError(f"{name}lora scale: expected a number, got {lora[2]!r}")
         lora = (lora[0], lora[1], float(lora[2]))
-    temperature = check_positive(f"{name}.temperature", temperature)
-    softcap = None if softcap is None else check_positive(f"{name}.softcap", softcap)
+    temperature = check_positive(f"{name}temperature", temperature)
+    softcap = None if softcap is None else check_positive(f"{name}softcap", softcap)
     stream = _autocast(Stream(hidden, weight, bias, lora, temperature, softcap))
     _check_dtypes(name, stream)
     return stream
@@ -253,13 +255,13 @@ def check_stream(name: str, stream: Stream) -> Stream:
 def _check_dtypes(name: str, stream: Stream) -> None:
     dtype = stream.hidden.dtype
     if stream.weight.dtype != dtype:
-        raise ValueError(f"{name}.weight: expected dtype {dtype} as {name}.hidden, got {stream.weight.dtype}")
+        raise ValueError(f"{name}weight: expected dtype {dtype} as {name}hidden, got {stream.weight.dtype}")
     others = [("bias", stream.bias)]
     if stream.lora is not None:
         others += [("lora A", stream.lora[0]), ("lora B", stream.lora[1])]
     for part, tensor in others:
         if tensor is not None and (tensor.dtype == torch.float64) != (dtype == torch.float64):
-            raise ValueError(f"{name}.{part}: float64 does not mix with {dtype}, got {tensor.dtype}")
+            raise ValueError(f"{name}{part}: float64 does not mix with {dtype}, got {tensor.dtype}")
 
 
 def _autocast(stream: Stream) -> Stream:

@@ -11,13 +11,14 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from etpo.engine.losses import policy_loss
 from etpo.engine.targets import QForm, mix_of, retrace_targets, token_values, trace_coefficients
 from etpo.envs import dynamic_programming as dp
 from etpo.envs.token_mdp import random_word_mdp
 from etpo.envs.word_mdp import Bools, Floats, Ints, TokenTable, WordMDP, token_table, word_probabilities
 from etpo.kernels import Stream, vocab_stats
-from torch import Tensor
 
 GAMMA = 0.9
 ATOL = 6e-13

@@ -119,7 +119,7 @@ def test_data_says_what_is_here_and_where(cli, tmp_path: Path, monkeypatch: pyte
     assert " no " in rows["pharyngitis"]
     assert cli("data", "path", "kidney-stone").stdout == f"{file}\n"
     assert cli("data", "get", "kidney_stone").exit_code == 0
-    assert "nothing to fetch" in cli("data", "get", "wine").stdout
+    assert "nothing to fetch (scikit-learn's load_wine; target target)" in cli("data", "get", "wine").stdout
 
 
 def test_doctor_tells_versions_and_what_the_sandbox_really_does(cli) -> None:

@@ -36,7 +36,7 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
-def wait_until(condition: Callable[[], object], limit_s: float = 15.0) -> bool:
+def wait_until(condition: Callable[[], object], limit_s: float = 60.0) -> bool:
     """Wait for a condition; False where it does not come within the limit."""
     give_up = time.monotonic() + limit_s
     while not condition():

@@ -5,10 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
+
 from etpo.envs.dynamic_programming import soft_optimum, soft_policy
 from etpo.envs.grid_world import GridWorld, grid_word_mdp
 from etpo.envs.word_mdp import token_table
-from gymnasium.utils.env_checker import check_env
 
 
 def test_passes_the_gymnasium_checker() -> None:

@@ -28,8 +28,19 @@ def slow(arrays):
         yield box
 
 
+def server_of(box: Sandbox) -> int | None:
+    process = box._process
+    return None if process is None else process.pid
+
+
 def busy(box: Sandbox) -> bool:
-    return box._process is not None and bool(children_of(box._process.pid))
+    process = box._process
+    return process is not None and runs_program(process.pid, box._folder)
+
+
+def runs_program(server: int, folder: str) -> bool:
+    """True while the server runs a program, which has a folder (unlike the child of the rehearsal)."""
+    return os.path.isdir(folder) and bool(os.listdir(folder)) and bool(children_of(server))
 
 
 def test_killing_the_server_costs_a_second_chance_and_no_more(slow, arrays):
@@ -37,10 +48,8 @@ def test_killing_the_server_costs_a_second_chance_and_no_more(slow, arrays):
 
     def kill_twice():
         for _ in range(2):
-            wait_until(
-                lambda: slow._process and slow._process.pid not in killed and children_of(slow._process.pid)
-            )
-            killed.append(slow._process.pid)
+            assert wait_until(lambda: server_of(slow) not in (None, *killed) and busy(slow))
+            killed.append(server_of(slow))
             os.kill(killed[-1], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_twice)
@@ -65,11 +74,13 @@ def test_a_killed_trainer_leaves_nothing_running(tmp_path):
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as trainer:
-        pid, folder = trainer.stdout.readline().split()
-        server = int(pid)
-        assert wait_until(lambda: children_of(server))
-        child = children_of(server)[0]
-        trainer.kill()
+        try:
+            pid, folder = trainer.stdout.readline().split()
+            server = int(pid)
+            assert wait_until(lambda: runs_program(server, folder))
+            child = children_of(server)[0]
+        finally:
+            trainer.kill()
     assert wait_until(lambda: is_gone(server) and is_gone(child) and not os.path.exists(folder))
 
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
+
 from etpo.envs.token_mdp import TokenMDP, random_word_mdp
 from etpo.envs.word_mdp import Words, token_table
-from gymnasium.utils.env_checker import check_env
 
 
 @pytest.mark.parametrize("variable_length", [True, False])

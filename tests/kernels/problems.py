@@ -1,0 +1,111 @@
+"""Small problems for the kernel tests: random streams, their leaves, and ways to cut a sweep."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from etpo.kernels import Stream, VocabStats, blocks, gather, rowwise, vocab_stats
+
+# Tile elements, block columns, rows of a chunk, bytes that may be kept: from one tile to many ragged ones.
+TILINGS = {
+    "one tile": (1 << 18, 1 << 10, 256, 1 << 26),
+    "recomputed": (1 << 18, 1 << 10, 256, 0),
+    "ragged": (20, 5, 3, 0),
+    "ragged, kept": (20, 5, 3, 1 << 26),
+}
+
+
+@contextmanager
+def tiling(name: str) -> Iterator[None]:
+    """Cuts the sweeps of the chunked backend as TILINGS says."""
+    tile, block, rows, keep = TILINGS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(blocks.TILE_ELEMENTS, "cpu", tile)
+        patch.setitem(blocks.BLOCK_COLUMNS, "cpu", block)
+        patch.setattr(blocks, "KEEP_BYTES", keep)
+        patch.setattr(rowwise, "CHUNK_ROWS", rows)
+        patch.setattr(gather, "CHUNK_ELEMENTS", tile)
+        yield
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Tensor:
+    """Normal random numbers that ask for a gradient."""
+    return (torch.randn(*shape, dtype=torch.float64) * scale).to(dtype).requires_grad_()
+
+
+def stream(
+    n: int,
+    v: int,
+    d: int = 3,
+    *,
+    dtype: torch.dtype = torch.float64,
+    bias: bool = False,
+    lora: bool = False,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+) -> Stream:
+    """A random stream whose tensors ask for gradients."""
+    return Stream(
+        tensor(n, d, dtype=dtype),
+        tensor(v, d, dtype=dtype),
+        tensor(v, dtype=dtype) if bias else None,
+        (tensor(2, d, dtype=dtype), tensor(v, 2, dtype=dtype), 0.7) if lora else None,
+        temperature,
+        softcap,
+    )
+
+
+def leaves(*streams: Stream | None) -> list[Tensor]:
+    """The distinct tensors of the streams that ask for a gradient."""
+    found: dict[int, Tensor] = {}
+    for item in streams:
+        if item is not None:
+            parts = [item.hidden, item.weight, item.bias, *(item.lora or ())[:2]]
+            found |= {id(part): part for part in parts if isinstance(part, Tensor) and part.requires_grad}
+    return list(found.values())
+
+
+def gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradients of Σ cotangent · output, zeros where there is no path."""
+    got = torch.autograd.grad(list(outputs), list(inputs), list(cotangents), allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(got, inputs, strict=True)]
+
+
+def present(stats: VocabStats) -> dict[str, Tensor]:
+    """The statistics that are there, by name."""
+    return {name: value for name, value in stats._asdict().items() if value is not None}
+
+
+def stats_and_gradients(
+    streams: Sequence[Stream | None],
+    cotangents: dict[str, Tensor],
+    *,
+    targets: Tensor | None = None,
+    mix: tuple[float, float] = (1.0, 1.0),
+    backend: str = "auto",
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Statistics, and the gradients of all leaves for cotangents on the named ones."""
+    stats = present(vocab_stats(*streams, targets=targets, mix=mix, backend=backend))
+    grads = gradients([stats[name] for name in cotangents], leaves(*streams), list(cotangents.values()))
+    return {name: value.detach() for name, value in stats.items()}, grads
+
+
+def assert_same(got: Sequence[Tensor], want: Sequence[Tensor], tolerance: float = 1e-11) -> None:
+    """Equal shapes and dtypes, values within `tolerance` of the largest, NaN and infinities in place."""
+    assert len(got) == len(want)
+    for one, other in zip(got, want, strict=True):
+        assert one.shape == other.shape
+        assert one.dtype == other.dtype
+        finite = torch.isfinite(other)
+        size = float(other[finite].abs().max()) if finite.any() else 0.0
+        torch.testing.assert_close(one, other, rtol=0.0, atol=tolerance * (1.0 + size), equal_nan=True)
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """‖got − want‖ / ‖want‖ in float64."""
+    return float((got.double() - want.double()).norm() / want.double().norm())

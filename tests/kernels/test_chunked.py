@@ -1,0 +1,208 @@
+"""The chunked backend against the reference in float64: every statistic and loss, however a sweep is cut."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from etpo.kernels import (
+    VocabStats,
+    gather_q,
+    kl_from_logits,
+    linear_kl,
+    linear_logprob,
+    logprob_from_logits,
+    soft_policy_kl,
+    soft_policy_kl_from_logits,
+    soft_value,
+    soft_value_from_logits,
+)
+from tests.kernels.problems import (
+    TILINGS,
+    assert_same,
+    gradients,
+    leaves,
+    stats_and_gradients,
+    stream,
+    tensor,
+    tiling,
+)
+
+N, V = 8, 13
+
+
+def rich_streams() -> list:
+    return [
+        stream(N, V, 3, bias=True, lora=True, temperature=0.7, softcap=2.0),
+        stream(N, V, 2, bias=True, softcap=3.0),
+        stream(N, V, 5, lora=True, temperature=1.3),
+    ]
+
+
+@pytest.mark.parametrize("cut", TILINGS)
+@pytest.mark.parametrize("field", VocabStats._fields)
+def test_each_statistic_alone(field, cut):
+    torch.manual_seed(1)
+    streams, targets = rich_streams(), torch.randint(0, V, (N,))
+    targets[3] = -100
+    cotangents = {field: torch.randn(N, dtype=torch.float64)}
+    want = stats_and_gradients(streams, cotangents, targets=targets, mix=(0.6, 2.0), backend="reference")
+    with tiling(cut):
+        got = stats_and_gradients(streams, cotangents, targets=targets, mix=(0.6, 2.0), backend="chunked")
+    assert got[0].keys() == want[0].keys()
+    assert_same(list(got[0].values()), list(want[0].values()))
+    assert_same(got[1], want[1])
+
+
+@given(
+    seed=st.integers(0, 2**20),
+    n=st.integers(0, 7),
+    v=st.integers(1, 12),
+    cut=st.sampled_from(sorted(TILINGS)),
+    there=st.tuples(st.booleans(), st.booleans()),
+    mix=st.sampled_from([(1.0, 1.0), (0.0, 2.5), (1.0, 0.0), (-0.5, 3.0)]),
+    share=st.sampled_from(["no head", "policy = reference", "critic = reference", "all"]),
+    rich=st.booleans(),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_mixtures_of_statistics(seed, n, v, cut, there, mix, share, rich):
+    torch.manual_seed(seed)
+    policy = stream(n, v, 3, bias=rich, lora=rich, softcap=2.0 if rich else None)
+    critic, reference = stream(n, v, 3, temperature=0.5), stream(n, v, 3, bias=True)
+    if share in ("policy = reference", "all"):
+        reference = policy._replace(hidden=reference.hidden)
+    if share in ("critic = reference", "all"):
+        critic = reference._replace(hidden=critic.hidden)
+    streams = [policy, critic if there[0] else None, reference if there[1] else None]
+    targets = torch.where(torch.rand(n) < 0.3, -100, torch.randint(0, v, (n,)))
+    stats, _ = (
+        stats_and_gradients(streams, {}, targets=targets, mix=mix, backend="reference") if n else ({}, [])
+    )
+    cotangents = {
+        name: torch.randn(n, dtype=torch.float64) * (torch.rand(n) < 0.7)
+        for name in stats
+        if torch.rand(()) < 0.5
+    }
+    want = stats_and_gradients(streams, cotangents, targets=targets, mix=mix, backend="reference")
+    with tiling(cut):
+        got = stats_and_gradients(streams, cotangents, targets=targets, mix=mix, backend="chunked")
+    assert_same(list(got[0].values()), list(want[0].values()))
+    assert_same(got[1], want[1])
+
+
+def loss_calls(frozen: bool, shared: bool) -> tuple[dict, list[Tensor]]:
+    """Each loss on hidden states as backend -> outputs, and the leaves of all of them."""
+    p, q, r = (stream(N, V, 3, bias=True) for _ in range(3))
+    if shared:
+        r = q._replace(hidden=r.hidden)
+    if frozen:
+        p, q, r = (s._replace(weight=s.weight.detach(), bias=s.bias.detach()) for s in (p, q, r))
+        if shared:
+            r = r._replace(weight=q.weight, bias=q.bias)
+    targets = torch.randint(0, V, (N,))
+    targets[5] = -100
+    pair = (p.hidden, p.weight, r.hidden, r.weight)
+    critic = (q.hidden, q.weight, r.hidden, r.weight)
+    biases = {"q_bias": q.bias, "ref_bias": r.bias}
+    calls = {
+        "linear_logprob": lambda b: linear_logprob(
+            p.hidden, p.weight, targets, bias=p.bias, temperature=0.7, softcap=2.0, backend=b
+        ),
+        "linear_kl": lambda b: (linear_kl(*pair, bias=p.bias, ref_bias=r.bias, temperature=0.7, backend=b),),
+        "soft_value": lambda b: (soft_value(*critic, 0.4, **biases, backend=b),),
+        "soft_policy_kl": lambda b: (
+            soft_policy_kl(p.hidden, p.weight, *critic, 0.4, bias=p.bias, **biases, backend=b),
+        ),
+        "gather_q": lambda b: (gather_q(q.hidden, q.weight, targets, bias=q.bias, backend=b),),
+    }
+    return calls, leaves(p, q, r)
+
+
+@pytest.mark.parametrize("cut", TILINGS)
+@pytest.mark.parametrize("shared", [False, True], ids=["own heads", "one head"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained heads", "frozen heads"])
+def test_losses(frozen, shared, cut):
+    torch.manual_seed(2)
+    calls, inputs = loss_calls(frozen, shared)
+    for call in calls.values():
+        want = call("reference")
+        cotangents = [torch.randn(N, dtype=torch.float64) * (torch.arange(N) != 2) for _ in want]
+        want_grads = gradients(want, inputs, cotangents)
+        with tiling(cut):
+            got = call("chunked")
+            assert_same([x.detach() for x in got], [x.detach() for x in want])
+            assert_same(gradients(got, inputs, cotangents), want_grads)
+
+
+@pytest.mark.parametrize("cut", TILINGS)
+@pytest.mark.parametrize("inplace", [False, True], ids=["new gradient", "in place"])
+def test_losses_from_logits(inplace, cut):
+    torch.manual_seed(3)
+    roots = [tensor(N, V) for _ in range(3)]
+    targets = torch.randint(0, V, (N,))
+    targets[0] = -100
+    calls = {
+        "logprob": lambda z, **kw: logprob_from_logits(z[0], targets, temperature=0.7, **kw),
+        "kl": lambda z, **kw: (kl_from_logits(z[0], z[1], temperature=0.7, **kw),),
+        "value": lambda z, **kw: (soft_value_from_logits(z[0], z[1], 0.4, **kw),),
+        "policy kl": lambda z, **kw: (soft_policy_kl_from_logits(*z, 0.4, **kw),),
+    }
+    for call in calls.values():
+        want = call(roots, backend="reference")
+        cotangents = [torch.randn(N, dtype=torch.float64) * (torch.arange(N) != 2) for _ in want]
+        want_grads = gradients(want, roots, cotangents)
+        with tiling(cut):
+            # The logits of a trainer are the output of a product, not leaves.
+            got = call([root * 1.0 for root in roots], inplace_backward=inplace, backend="chunked")
+            assert_same([x.detach() for x in got], [x.detach() for x in want])
+            assert_same(gradients(got, roots, cotangents), want_grads)
+
+
+def test_gradient_in_place_lies_in_the_memory_of_the_logits():
+    root = tensor(N, V)
+    logits = root * 1.0
+    grads = []
+    logits.register_hook(lambda g: grads.append(g.data_ptr()))
+    kl_from_logits(logits, tensor(N, V), inplace_backward=True).sum().backward()
+    assert grads == [logits.data_ptr()]
+
+
+def test_gradient_in_place_is_refused_where_two_streams_share_the_logits():
+    root = tensor(N, V)
+    logits = root * 1.0
+    value = soft_value_from_logits(logits, logits, 0.5, inplace_backward=True)
+    want = gradients(
+        [soft_value_from_logits(root, root, 0.5, backend="reference")], [root], [torch.ones_like(value)]
+    )
+    assert_same(gradients([value], [root], [torch.ones_like(value)]), want)
+
+
+def test_a_second_backward_gives_the_same():
+    torch.manual_seed(4)
+    for frozen in (False, True):
+        calls, inputs = loss_calls(frozen, shared=False)
+        for call in calls.values():
+            outputs = call("chunked")
+            total = sum((k + 1) * out.pow(2).sum() for k, out in enumerate(outputs))
+            first = torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True)
+            second = torch.autograd.grad(total, inputs, allow_unused=True)
+            for one, other in zip(first, second, strict=True):
+                assert (one is None) == (other is None)
+                assert one is None or torch.equal(one, other)
+
+
+def test_one_head_for_all_streams_gets_one_gradient():
+    """The sum over the three streams, as autograd makes it, from one buffer."""
+    torch.manual_seed(5)
+    policy = stream(N, V, 3, bias=True, lora=True)
+    streams = [policy, policy._replace(hidden=tensor(N, 3)), policy._replace(hidden=tensor(N, 3))]
+    cotangents = {
+        name: torch.randn(N, dtype=torch.float64) for name in ("lse_u", "e_pr", "at_q", "lse_r", "e_q")
+    }
+    targets = torch.randint(0, V, (N,))
+    want = stats_and_gradients(streams, cotangents, targets=targets, backend="reference")
+    with tiling("ragged"):
+        got = stats_and_gradients(streams, cotangents, targets=targets, backend="chunked")
+    assert len(got[1]) == 7
+    assert_same(got[1], want[1])
