@@ -35,10 +35,10 @@ class RoleLinear(nn.Module):
         self.weight, self.bias, self.scale = base.weight, base.bias, scale
         self._active = [active]
         device = base.weight.device
-        self.lora_a = nn.ParameterDict({role: nn.Parameter(torch.empty(rank, base.in_features, device=device))
-                                        for role in roles})  # fmt: skip
-        self.lora_b = nn.ParameterDict({role: nn.Parameter(torch.zeros(base.out_features, rank, device=device))
-                                        for role in roles})  # fmt: skip
+        self.lora_a, self.lora_b = nn.ParameterDict(), nn.ParameterDict()
+        for role in roles:
+            self.lora_a[role] = nn.Parameter(torch.empty(rank, base.in_features, device=device))
+            self.lora_b[role] = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
         for a in self.lora_a.values():
             nn.init.kaiming_uniform_(a, a=5**0.5)
 

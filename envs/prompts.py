@@ -5,6 +5,8 @@ indented body. A state is a pure function of the data set's description and of t
 equal states are equal strings and share one prefill.
 """
 
+import re
+
 SIGNATURE = "def build_model(x_train, y_train):\n"
 INDENT = "    "
 
@@ -42,12 +44,20 @@ def describe_error(exception: BaseException, line: int | None, limit: int = 160)
         line: the 1-based line of the program's body that raised it, or None where it is not in the body.
         limit: most characters of the message that are kept; a longer one is cut with an ellipsis.
     """
-    message = " ".join(str(exception).split())
+    message = clean_message(" ".join(str(exception).split()))
     if len(message) > limit:
         message = message[: limit - 1] + "…"
     where = f"line {line}: " if line is not None else ""
     kind = type(exception).__name__
     return f"{where}{kind}: {message}" if message else f"{where}{kind}"
+
+
+def clean_message(message: str) -> str:
+    """A message without what says nothing of the mistake: paths, addresses, the order of sets, the data."""
+    message = re.sub(r" \((/[^)]*|unknown location)\)", "", message)
+    message = re.sub(r"0x[0-9a-fA-F]{6,}", "0x…", message)
+    message = re.sub(r"array=\[[^\]]*\]?", "array=[…]", message)
+    return re.sub(r"\{('[^{}]*')\}", lambda m: "{" + ", ".join(sorted(m[1].split(", "))) + "}", message)
 
 
 def as_program(text: str) -> str:
