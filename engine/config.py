@@ -43,7 +43,7 @@ class Config:
     # the update
     beta: float = 0.1
     gamma: float = 0.99
-    lam: float = 0.95
+    lam: float = 1.0
     q_form: Literal["logits", "residual", "normalised"] = "normalised"
     backup: Literal["expected", "soft"] = "soft"
     roles: Literal["auto", "full", "lora"] = "auto"
@@ -56,9 +56,9 @@ class Config:
     huber_delta: float = 10.0
     tau: float = 0.9
     max_kl_update: float = 0.05
-    replay_capacity: int = 64
+    replay_capacity: int = 512
     minibatch: int = 32
-    updates_per_batch: int = 4
+    updates_per_batch: int = 6
     # the environment
     protocol: Literal["default", "paper"] = "default"
     sandbox: Literal["strict", "default"] = "default"
