@@ -58,7 +58,7 @@ class Config:
     max_kl_update: float = 0.05
     replay_capacity: int = 512
     minibatch: int = 32
-    updates_per_batch: int = 6
+    updates_per_batch: int = 4
     # the environment
     protocol: Literal["default", "paper"] = "default"
     sandbox: Literal["strict", "default"] = "default"

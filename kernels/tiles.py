@@ -60,17 +60,13 @@ def mix_into(out: Tensor, z_q: Tensor | None, z_r: Tensor | None, mix: tuple[flo
 def softmax_into(out: Tensor, z: Tensor) -> Tensor:
     """Writes softmax(z) over the tile's columns to `out`; returns log-sum-exp in float64, [n].
 
-    The largest probability is exp(0)/Σ, so the sum needs no pass of its own. A row of −inf alone gives
-    probabilities 0 and −inf.
+    The largest probability is exp(0)/Σ, so the sum needs no pass of its own. A row of −inf alone gives −inf,
+    and NaN for probabilities.
     """
     top = z.amax(1)
     torch.softmax(z, 1, out=out)
     lse = top.double() - out.amax(1).double().log()
-    empty = torch.isneginf(top)
-    if bool(empty.any()):
-        out.masked_fill_(empty[:, None], 0.0)
-        lse.masked_fill_(empty, float("-inf"))
-    return lse
+    return lse.masked_fill_(torch.isneginf(top), float("-inf"))
 
 
 def is_finite(values: Tensor) -> bool:
