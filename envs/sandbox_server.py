@@ -10,7 +10,6 @@ import ctypes
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -138,7 +137,7 @@ class Server:
             _kill_group(pid)
         self.running.clear()
         self._kill_strays(0)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove_folder(self.folder)
 
     def _poll_ms(self) -> int | None:
         deadlines = [run.deadline for run in self.running.values() if not run.timed_out]

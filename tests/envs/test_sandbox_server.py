@@ -100,6 +100,20 @@ def test_cancel_and_close_leave_nothing_running(slow, arrays):
         slow.submit(FIT, arrays, 0)
 
 
+def test_the_folder_goes_even_where_the_server_cannot_remove_it(slow, arrays):
+    folder = slow._folder
+    deep = os.open(folder, os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("deep", dir_fd=deep)
+        inner = os.open("deep", os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = inner
+    os.close(deep)
+    os.kill(slow._process.pid, signal.SIGKILL)
+    slow.close()
+    assert not os.path.exists(folder)
+
+
 def test_a_server_that_cannot_start_is_one_error(monkeypatch, tmp_path, arrays):
     broken = tmp_path / "server.py"
     broken.write_text("raise OSError('no such luck')")
