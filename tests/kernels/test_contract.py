@@ -220,12 +220,24 @@ def test_an_infinite_divergence_that_the_user_drops_leaves_no_gradient(frozen, c
     inputs = [policy.hidden] if frozen else [policy.hidden, policy.weight]
     for grad in torch.autograd.grad(torch.where(torch.isinf(kl), 0.0, kl).sum(), inputs):
         assert not grad.any()
-    stats = vocab_stats(policy, reference=reference._replace(bias=bias), targets=torch.arange(3))
-    total = torch.where(torch.isinf(stats.e_pr), 0.0, stats.e_pr).sum() + (stats.at_p - stats.lse_p).sum()
-    logprob, _ = linear_logprob(policy.hidden, policy.weight, torch.arange(3), backend="reference")
-    inputs = [policy.hidden, policy.weight]
-    want = torch.autograd.grad(logprob.sum(), inputs)
-    assert_same(torch.autograd.grad(total, inputs), want)
+
+
+def test_an_infinite_statistic_that_the_user_drops_spares_the_others_of_its_row(cut):
+    """Token 7 is masked in the reference; only row 0 of the policy gives it a probability that is not 0."""
+    policy, reference = stream(3, 13, 1), stream(3, 13)
+    policy.hidden.data[:, 0] = torch.tensor([0.0, 1.0, 0.5])
+    policy.weight.data[7] = -1e4
+    bias = torch.zeros(13, dtype=torch.float64)
+    bias[7] = -INF
+    grads = []
+    for backend in ("chunked", "reference"):
+        stats = vocab_stats(
+            policy, None, reference._replace(bias=bias), targets=torch.arange(3), backend=backend
+        )
+        assert torch.isposinf(stats.e_pr).tolist() == [True, False, False]
+        total = torch.where(torch.isinf(stats.e_pr), 0.0, stats.e_pr).sum() + (stats.at_p - stats.lse_p).sum()
+        grads.append(torch.autograd.grad(total, leaves(policy, reference)))
+    assert_same(*grads)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -286,8 +298,9 @@ def test_a_row_without_a_cotangent_leaves_no_gradient_even_when_it_is_not_a_numb
         streams[0].hidden.data[2] += poison
         kl = soft_policy_kl(*streams[0][:2], *streams[1][:2], *streams[2][:2], 0.5)
         logprob, entropy = linear_logprob(*streams[0][:2], torch.arange(n))
+        q = gather_q(*streams[0][:2], torch.arange(n))
         keep = torch.arange(n) != 2
-        total = (kl[keep] + logprob[keep] * entropy[keep]).sum()
+        total = (kl[keep] + logprob[keep] * entropy[keep] + q[keep]).sum()
         hidden_grad, weight_grad = torch.autograd.grad(total, streams[0][:2])
         assert not hidden_grad[2].any()
         weight_grads.append(weight_grad)

@@ -58,10 +58,13 @@ def targets():
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_autocast_casts_the_inputs_and_rounds_no_logit(tensors, targets, frozen):
+    lora = (torch.randn(2, 3), torch.randn(V, 2))
     low = [t.detach().bfloat16().requires_grad_() for t in tensors]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = all_numbers(tensors, targets, frozen)
+        got["lora"] = linear_logprob(*tensors[:2], targets, lora=(*lora, 0.5))[0]
     want = all_numbers(low, targets, frozen)
+    want["lora"] = linear_logprob(*low[:2], targets, lora=(lora[0].bfloat16(), lora[1].bfloat16(), 0.5))[0]
     for name, value in got.items():
         assert value.dtype == torch.float32
         assert torch.equal(value, want[name])

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from etpo.kernels import (
     Stream,
+    gather,
+    gather_q,
     kl_from_logits,
     linear_kl,
     linear_logprob,
@@ -83,7 +85,7 @@ def test_the_entropy_has_a_gradient(cut):
         torch.testing.assert_close(one, other)
 
 
-def test_gradients_of_bf16_tensors_are_summed_in_float32(coarse_cut):
+def test_gradients_of_bf16_tensors_are_summed_in_float32(coarse_cut, monkeypatch):
     """1000 tokens of equal sign: a bf16 running sum stops growing after a few hundred."""
     n, v = 1000, 13
     policy = Stream(*((torch.rand(k, 2) + 0.5).bfloat16().requires_grad_() for k in (n, v)))
@@ -94,6 +96,12 @@ def test_gradients_of_bf16_tensors_are_summed_in_float32(coarse_cut):
     want = gradients([log_p[:, 0]], exact[:2], [torch.ones(n, dtype=torch.float64)])
     for one, other in zip(got, want, strict=True):
         assert relative_error(one, other) <= torch.finfo(torch.bfloat16).eps / 2
+    monkeypatch.setattr(gather, "CHUNK_ELEMENTS", 1)
+    got = gradients([gather_q(*policy[:2], targets)], policy[1:2], [torch.ones(n)])
+    want = gradients(
+        [(exact.hidden * exact.weight[0]).sum(1)], exact[1:2], [torch.ones(n, dtype=torch.float64)]
+    )
+    assert relative_error(got[0], want[0]) <= torch.finfo(torch.bfloat16).eps / 2
 
 
 def test_the_low_rank_change_of_a_head_counts(cut):
