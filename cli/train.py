@@ -47,7 +47,7 @@ HELP = {
     "backup": "Value of the next state: expected under the policy, or soft (log-sum-exp).",
     "roles": "Separate weights (full), adapters on one base (lora), or by size (auto).",
     "lora_rank": "Rank of the adapters.",
-    "optimizer": "Optimiser of policy and critic.",
+    "optimizer": "Optimiser of policy and critic; auto: momentum SGD for full weights, AdamW for adapters.",
     "lr": "Learning rate of the policy.",
     "critic_lr": "Learning rate of the critic.",
     "value_lr": "Learning rate of the critic's scalar head.",

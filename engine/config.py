@@ -48,10 +48,10 @@ class Config:
     backup: Literal["expected", "soft"] = "soft"
     roles: Literal["auto", "full", "lora"] = "auto"
     lora_rank: int = 16
-    optimizer: Literal["adamw", "lion"] = "adamw"
-    lr: float = 3e-4
-    critic_lr: float = 3e-4
-    value_lr: float = 3e-3
+    optimizer: Literal["auto", "sgd", "adamw", "lion"] = "auto"
+    lr: float | None = None
+    critic_lr: float | None = None
+    value_lr: float | None = None
     clip_norm: float = 1.0
     huber_delta: float = 10.0
     tau: float = 0.9
@@ -82,7 +82,7 @@ class Config:
             ("checkpoint_every", 1, False), ("seed", 0, False),
         ):  # fmt: skip
             value = getattr(self, name)
-            if not (value > low if strict else value >= low):
+            if value is not None and not (value > low if strict else value >= low):
                 sign = ">" if strict else "≥"
                 raise ValueError(f"{option(name)}: expected a number {sign} {low}, got {value}")
         for name in ("gamma", "lam", "tau", "top_p"):

@@ -14,11 +14,11 @@ from torch import Tensor
 from etpo.engine.actions import Action, ActionBatch, Replay, collate
 from etpo.engine.config import Config
 from etpo.engine.losses import critic_loss, detached, policy_loss, q_of_tokens, stream_kl
-from etpo.engine.optim import make_optimizer
+from etpo.engine.optim import LEARNING_RATES, LearningRates, make_optimizer
 from etpo.engine.roles import SCALAR_HEAD, Role, Roles, polyak
 from etpo.engine.sequences import Sequences
-from etpo.engine.targets import mix_of, retrace_targets, token_values, trace_coefficients
-from etpo.kernels import Stream, vocab_stats
+from etpo.engine.targets import mix_of, prefix_sums, retrace_targets, token_values, trace_coefficients
+from etpo.kernels import Stream, linear_logprob, vocab_stats
 
 
 class Targets(NamedTuple):
@@ -70,9 +70,10 @@ class Learner:
 
     def __init__(self, roles: Roles, config: Config) -> None:
         self.roles, self.config = roles, config
+        self._optimizer_name, self._rates = optimizer_of(config, roles.form)
         self.optimizers: dict[Role, torch.optim.Optimizer] = {
-            "policy": self._optimizer("policy", config.lr),
-            "critic": self._optimizer("critic", config.critic_lr),
+            "policy": self._optimizer("policy", self._rates.policy),
+            "critic": self._optimizer("critic", self._rates.critic),
         }
 
     def update(self, fresh: list[Action], replay: Replay, rng: np.random.Generator) -> UpdateLog:
@@ -112,6 +113,13 @@ class Learner:
         # The scalar head only reads the critic: its error is 1/β times that of the logits, and through the
         # shared body it would move π_Q at random.
         v_head = None if config.q_form == "logits" else roles.value("critic", critic.hidden.detach())
+        if v_head is not None and config.q_form == "normalised":
+            with torch.no_grad():
+                logprob, _ = linear_logprob(
+                    critic.hidden, critic.weight, tokens_K, bias=critic.bias,
+                    temperature=critic.temperature, softcap=critic.softcap,
+                )  # fmt: skip
+            v_head = v_head + self._told_by_prefix(logprob - targets.logprob_ref, batch)
         q = q_of_tokens(
             critic, v_head, targets.logprob_ref, targets.z_ref, tokens_K, config.q_form, config.beta
         )
@@ -150,6 +158,10 @@ class Learner:
             mix=mix_of(config.q_form, config.beta),
         )
         v_head = None if config.q_form == "logits" else roles.value("target", hidden)
+        if v_head is not None and config.q_form == "normalised":
+            ratio = (stats.at_q - stats.lse_q) - (stats.at_r - stats.lse_r)
+            v_head = v_head.clone()
+            v_head[:n] += self._told_by_prefix(ratio[:n], batch)
         values = token_values(stats, v_head, config.q_form, config.beta)
         if config.backup == "expected":
             assert values.v_expected is not None
@@ -172,6 +184,15 @@ class Learner:
             z_ref=stats.at_r[:n],
             hidden_ref=hidden_ref[:n],
         )
+
+    def _told_by_prefix(self, log_ratio_K: Tensor, batch: ActionBatch) -> Tensor:
+        """β·Σ_{j<k} log(π_Q/π̄)(w_j) [K]: what the tokens drawn so far have already done to the value.
+
+        Inside an action Q(x_k, w_k) = V(x_{k+1}) at the optimum, so V*(x_k) is V* at the action's first token
+        plus this sum. With it in v, later tokens are not blamed for a fault that an earlier one explains, and
+        the scalar head is left with what the critic's own ratios cannot say.
+        """
+        return self.config.beta * prefix_sums(log_ratio_K, [len(a.tokens) for a in batch.actions])
 
     @torch.no_grad()
     def reference_hidden(self, batch: ActionBatch) -> Tensor:
@@ -230,10 +251,20 @@ class Learner:
         named = self.roles.parameters(role)
         weights = [p for name, p in named.items() if not name.startswith(SCALAR_HEAD)]
         heads = [p for name, p in named.items() if name.startswith(SCALAR_HEAD)]
-        groups = [{"params": weights, "lr": lr}]
+        groups: list[dict[str, Any]] = [{"params": weights, "lr": lr}]
         if heads:
-            groups.append({"params": heads, "lr": self.config.value_lr})
-        return make_optimizer(self.config.optimizer, groups, lr)
+            groups.append({"params": heads, "lr": self._rates.value})
+        return make_optimizer(self._optimizer_name, groups, lr)
+
+
+def optimizer_of(config: Config, form: str) -> tuple[str, LearningRates]:
+    """The optimiser's name and step sizes: as configured, or those that suit the form of the roles."""
+    name = config.optimizer
+    if name == "auto":
+        name = "adamw" if form == "lora" else "sgd"
+    own = LEARNING_RATES[name]
+    given = (config.lr, config.critic_lr, config.value_lr)
+    return name, LearningRates(*(o if g is None else g for o, g in zip(own, given, strict=True)))
 
 
 def _known(hidden: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """The optimisers of the two trained roles."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,8 +24,28 @@ class Lion(torch.optim.Optimizer):
                 momentum.lerp_(p.grad, 1.0 - beta2)
 
 
+class LearningRates(NamedTuple):
+    """Step sizes of policy, critic and the critic's scalar head."""
+
+    policy: float
+    critic: float
+    value: float
+
+
+# Of a program's hundred tokens, a few decide its reward. Adam gives every weight a step of one size, so that
+# those which saw only chance move as far as those which saw the cause; plain momentum moves by evidence: on
+# stored programs of the bundled model its critic ranked held-out ones better at the same KL.
+LEARNING_RATES = {
+    "sgd": LearningRates(policy=1.0, critic=2.5, value=0.1),
+    "adamw": LearningRates(policy=3e-4, critic=3e-4, value=3e-3),
+    "lion": LearningRates(policy=3e-5, critic=3e-5, value=3e-4),
+}
+
+
 def make_optimizer(name: str, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
-    """AdamW without decay (the KL to the reference is the regulariser), or Lion."""
+    """Momentum SGD, AdamW or Lion; none decays weights (the KL to the reference is the regulariser)."""
     if name == "lion":
         return Lion(groups, lr)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr, momentum=0.9, foreach=True)
     return torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True)

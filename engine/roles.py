@@ -24,7 +24,9 @@ SCALAR_HEAD = "scalar_head."
 
 
 class Roles(Protocol):
-    """What the learner asks of its models."""
+    """What the learner asks of its models; `form` is `full` (weights of their own) or `lora`."""
+
+    form: str
 
     def hidden(self, role: Role, sequences: Sequences) -> Tensor:
         """Last hidden states [K, D] of the suffix tokens."""

@@ -73,6 +73,11 @@ def token_values(stats: VocabStats, v_head: Tensor | None, q_form: QForm, beta: 
     return TokenValues(q, v_soft, v_expected, logprob_soft)
 
 
+def prefix_sums(x_K: Tensor, lengths: list[int]) -> Tensor:
+    """Σ_{j<k} x_j inside each action, [K]; 0 at an action's first token."""
+    return torch.cat([x.cumsum(0) - x for x in x_K.split(lengths)])
+
+
 def retrace_targets(
     reward_K: Tensor,
     discount_K: Tensor,

@@ -17,6 +17,8 @@ class TabularRoles:
     The reference's table is log π̄, and all start there, as language models do.
     """
 
+    form = "full"
+
     def __init__(self, mdp: WordMDP) -> None:
         self.words = mdp.words
         self.n_states = len(mdp.reference_XV)

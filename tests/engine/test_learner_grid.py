@@ -25,8 +25,8 @@ def test_the_update_reaches_the_optimum(q_form, backup, lam, behaviour):
     mdp = grid_word_mdp(size=3)
     table = token_table(mdp)
     config = Config(
-        beta=BETA, gamma=GAMMA, lam=lam, q_form=q_form, backup=backup, lr=0.05, critic_lr=0.05, value_lr=0.05,
-        tau=0.8,
+        beta=BETA, gamma=GAMMA, lam=lam, q_form=q_form, backup=backup, optimizer="adamw",
+        lr=0.05, critic_lr=0.05, value_lr=0.05, tau=0.8,
         clip_norm=100.0, max_kl_update=1.0, replay_capacity=512, minibatch=256, updates_per_batch=2,
     )  # fmt: skip
     roles = TabularRoles(mdp)
