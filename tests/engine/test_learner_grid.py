@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from etpo.engine.actions import Replay
+from etpo.engine.actions import Replay, collate
 from etpo.engine.config import Config
 from etpo.engine.learner import Learner
 from etpo.envs.dynamic_programming import entropy_regularised_return, soft_optimum
@@ -41,3 +42,19 @@ def test_the_update_reaches_the_optimum(q_form, backup, lam, behaviour):
     reached = entropy_regularised_return(table, roles.policy_XV(), BETA, GAMMA)
     print(q_form, backup, lam, start, reached, best)
     assert best * (1 - 0.02) <= reached <= best + 1e-9
+
+
+def test_inside_an_action_q_is_the_value_of_the_next_token_state():
+    """With v = u + β·Σ_{j<k} log(π_Q/π̄)(w_j) and u ≡ 0, Q(x_k, w_k) = V(x_{k+1}) for any logits."""
+    mdp = grid_word_mdp(size=3)
+    config = Config(beta=BETA, gamma=GAMMA, lam=0.0, q_form="normalised", backup="soft", optimizer="adamw")
+    roles = TabularRoles(mdp)
+    generator = torch.Generator().manual_seed(0)
+    roles.tables["target"].data += torch.randn(roles.tables["target"].shape, generator=generator)
+    batch = collate(play(mdp, roles, "policy", 32, 0, np.random.default_rng(0)), GAMMA)
+    targets = Learner(roles, config).targets(batch)
+    inner = batch.discount_K == 1.0
+    inner[torch.tensor([len(a.tokens) for a in batch.actions]).cumsum(0) - 1] = False
+    assert inner.sum() >= 16
+    assert targets.q[inner].abs().max() > 0.01, "the critic must differ from the reference"
+    torch.testing.assert_close(targets.y[inner], targets.q[inner])

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from etpo.engine.targets import mix_of, retrace_targets, token_values, trace_coefficients
+from etpo.engine.targets import mix_of, prefix_sums, retrace_targets, token_values, trace_coefficients
 from etpo.kernels import Stream, vocab_stats
 
 FORMS = ("logits", "residual", "normalised")
@@ -92,3 +92,8 @@ def test_trace_coefficients_cut_at_one():
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match="one length"):
         retrace_targets(*[torch.zeros(3)] * 5, torch.ones(2, dtype=torch.bool))
+
+
+def test_prefix_sums_start_anew_in_every_action():
+    x = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+    assert prefix_sums(x, [3, 1, 2]).tolist() == [0.0, 1.0, 3.0, 0.0, 0.0, 16.0]
