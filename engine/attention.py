@@ -37,6 +37,9 @@ class Padding:
 class SharedPromptAttention:
     """Packed prompts [P of them], then packed suffixes [S of them], each suffix behind one prompt.
 
+    Suffixes are padded in blocks of neighbours; put sequences of like length side by side, and little of the
+    work falls on padding.
+
     Args:
         prompt_lengths: int64 [P], each ≥ 0 (zero: an empty shared part).
         suffix_lengths: int64 [S], each ≥ 1.
@@ -52,35 +55,58 @@ class SharedPromptAttention:
         self, prompt_lengths: Tensor, suffix_lengths: Tensor, prompt_of: Tensor, device: torch.device
     ) -> None:
         self.n_prompt_tokens = int(prompt_lengths.sum())
-        self.suffixes = Padding(suffix_lengths, device)
         self.prompts = Padding(prompt_lengths, device) if self.n_prompt_tokens else None
-        self.prompt_of = prompt_of.to(device)
-        offset_N = prompt_lengths[prompt_of].repeat_interleave(suffix_lengths).to(device)
-        positions = [self.suffixes.positions_N + offset_N]
-        width = self.suffixes.width
-        sees = torch.ones(width, width, dtype=torch.bool, device=device).tril()[None]
-        if self.prompts is not None:
-            positions.insert(0, self.prompts.positions_N)
-            sees_prompt = self.prompts.is_token_ST[self.prompt_of][:, None].expand(-1, width, -1)
-            sees = torch.cat((sees_prompt, sees.expand(len(prompt_of), -1, -1)), dim=-1)
-        self.positions_N = torch.cat(positions)
-        self.sees = sees[:, None]
+        self.blocks: list[_SuffixBlock] = []
+        begin = self.n_prompt_tokens
+        for lengths, prompts in zip(suffix_lengths.split(BLOCK), prompt_of.split(BLOCK), strict=True):
+            self.blocks.append(_SuffixBlock(begin, lengths, prompts, prompt_lengths[prompts], device))
+            begin = self.blocks[-1].end
+        positions = [self.prompts.positions_N] if self.prompts else []
+        self.positions_N = torch.cat(positions + [block.positions_N for block in self.blocks])
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        n = self.n_prompt_tokens
-        q_s, k_s, v_s = (self.suffixes.pad(x[n:]).transpose(1, 2) for x in (q, k, v))
         if self.prompts is None:
-            return self.suffixes.pack(_sdpa(q_s, k_s, v_s, self.sees).transpose(1, 2))
+            return torch.cat([block(q, k, v, None, None) for block in self.blocks])
+        n = self.n_prompt_tokens
         q_p, k_p, v_p = (self.prompts.pad(x[:n]).transpose(1, 2) for x in (q, k, v))
         out_p = F.scaled_dot_product_attention(
             q_p, k_p, v_p, is_causal=True, enable_gqa=q_p.shape[1] != k_p.shape[1]
         )
-        k_s = torch.cat((k_p.index_select(0, self.prompt_of), k_s), dim=2)
-        v_s = torch.cat((v_p.index_select(0, self.prompt_of), v_s), dim=2)
-        out_s = _sdpa(q_s, k_s, v_s, self.sees)
-        return torch.cat(
-            (self.prompts.pack(out_p.transpose(1, 2)), self.suffixes.pack(out_s.transpose(1, 2)))
+        out_s = [block(q, k, v, k_p, v_p) for block in self.blocks]
+        return torch.cat([self.prompts.pack(out_p.transpose(1, 2)), *out_s])
+
+
+# Suffixes that are padded to one length.
+BLOCK = 8
+
+
+class _SuffixBlock:
+    """Some neighbouring suffixes: packed tokens begin … end, behind the prompts `prompt_of`."""
+
+    def __init__(
+        self, begin: int, lengths: Tensor, prompt_of: Tensor, prompt_lengths: Tensor, device: torch.device
+    ) -> None:
+        self.begin, self.end = begin, begin + int(lengths.sum())
+        self.prompt_of, self.prompt_width = prompt_of.to(device), int(prompt_lengths.max())
+        self.suffixes = Padding(lengths, device)
+        self.positions_N = self.suffixes.positions_N + prompt_lengths.repeat_interleave(lengths).to(device)
+        width = self.suffixes.width
+        sees_prompt = torch.arange(self.prompt_width) < prompt_lengths[:, None]
+        sees_own = torch.ones(width, width, dtype=torch.bool).tril()[None].expand(len(lengths), -1, -1)
+        sees = torch.cat((sees_prompt[:, None].expand(-1, width, -1), sees_own), dim=-1)
+        self.sees = sees[:, None].to(device)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, k_p: Tensor | None, v_p: Tensor | None) -> Tensor:
+        """Attention of the block's tokens; k_p, v_p: keys and values [P, G, T, d] of the padded prompts."""
+        rows = slice(self.begin, self.end)
+        q_s, k_s, v_s = (self.suffixes.pad(x[rows]).transpose(1, 2) for x in (q, k, v))
+        if k_p is not None and v_p is not None and self.prompt_width:
+            k_s = torch.cat((k_p[:, :, : self.prompt_width].index_select(0, self.prompt_of), k_s), dim=2)
+            v_s = torch.cat((v_p[:, :, : self.prompt_width].index_select(0, self.prompt_of), v_s), dim=2)
+        out = F.scaled_dot_product_attention(
+            q_s, k_s, v_s, self.sees, enable_gqa=q_s.shape[1] != k_s.shape[1]
         )
+        return self.suffixes.pack(out.transpose(1, 2))
 
 
 class DecodeCache:
@@ -152,7 +178,3 @@ class PrefillAttention:
             q_p, k_p, v_p, is_causal=True, enable_gqa=q_p.shape[1] != k_p.shape[1]
         )
         return self.prompts.pack(out.transpose(1, 2))
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, sees: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, sees, enable_gqa=q.shape[1] != k.shape[1])

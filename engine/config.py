@@ -55,10 +55,10 @@ class Config:
     clip_norm: float = 1.0
     huber_delta: float = 10.0
     tau: float = 0.9
-    max_kl_update: float = 0.05
+    max_kl_update: float = 0.02
     replay_capacity: int = 512
     minibatch: int = 32
-    updates_per_batch: int = 4
+    updates_per_batch: int = 5
     # the environment
     protocol: Literal["default", "paper"] = "default"
     sandbox: Literal["strict", "default"] = "default"

@@ -15,7 +15,7 @@ from etpo.engine.actions import Action, ActionBatch, Replay, collate
 from etpo.engine.config import Config
 from etpo.engine.losses import critic_loss, detached, policy_loss, q_of_tokens, stream_kl
 from etpo.engine.optim import LEARNING_RATES, LearningRates, make_optimizer
-from etpo.engine.roles import SCALAR_HEAD, Role, Roles, polyak
+from etpo.engine.roles import FINAL_GAIN, SCALAR_HEAD, Role, Roles, polyak
 from etpo.engine.sequences import Sequences
 from etpo.engine.targets import mix_of, prefix_sums, retrace_targets, token_values, trace_coefficients
 from etpo.kernels import Stream, linear_logprob, vocab_stats
@@ -66,11 +66,16 @@ class Learner:
     Args:
         roles: policy, critic, target and reference.
         config: the update's part of a run's configuration.
+
+    Attributes:
+        optimizers: one for each trained role.
+        optimized: the names of its parameters, in the optimiser's order.
     """
 
     def __init__(self, roles: Roles, config: Config) -> None:
         self.roles, self.config = roles, config
         self._optimizer_name, self._rates = optimizer_of(config, roles.form)
+        self.optimized: dict[Role, list[str]] = {}
         self.optimizers: dict[Role, torch.optim.Optimizer] = {
             "policy": self._optimizer("policy", self._rates.policy),
             "critic": self._optimizer("critic", self._rates.critic),
@@ -246,14 +251,25 @@ class Learner:
         return 0.0, 0.0
 
     def _optimizer(self, role: Role, lr: float) -> torch.optim.Optimizer:
-        """One group of weights, and for the critic one of its scalar head: v starts at 0 and has to cross the
-        whole range of returns, or its lag pushes every drawn token the same way."""
+        """Groups of weights with step sizes of their own; `optimized` keeps their order.
+
+        The final norm's gain scales every logit of the model: a policy turns sharper, and slips of the pen
+        rarer, by this one direction, which the small step of the other weights would hardly move. With a step
+        in proportion to its squared norm, its logarithm moves alike in every model. The scalar head: v starts
+        at 0 and has to cross the whole range of returns, or its lag pushes every drawn token the same way.
+        """
         named = self.roles.parameters(role)
-        weights = [p for name, p in named.items() if not name.startswith(SCALAR_HEAD)]
-        heads = [p for name, p in named.items() if name.startswith(SCALAR_HEAD)]
-        groups: list[dict[str, Any]] = [{"params": weights, "lr": lr}]
-        if heads:
-            groups.append({"params": heads, "lr": self._rates.value})
+        gain = {name: p for name, p in named.items() if name == FINAL_GAIN}
+        head = {name: p for name, p in named.items() if name.startswith(SCALAR_HEAD)}
+        body = {name: p for name, p in named.items() if name not in gain and name not in head}
+        groups: list[dict[str, Any]] = [{"params": list(body.values()), "lr": lr}]
+        for parameter in gain.values():
+            share = self._rates.gain
+            factor = 1.0 if share is None else share * parameter.detach().float().square().sum().item()
+            groups.append({"params": [parameter], "lr": lr * factor})
+        if head:
+            groups.append({"params": list(head.values()), "lr": self._rates.value})
+        self.optimized[role] = [*body, *gain, *head]
         return make_optimizer(self._optimizer_name, groups, lr)
 
 
@@ -262,9 +278,9 @@ def optimizer_of(config: Config, form: str) -> tuple[str, LearningRates]:
     name = config.optimizer
     if name == "auto":
         name = "adamw" if form == "lora" else "sgd"
-    own = LEARNING_RATES[name]
-    given = (config.lr, config.critic_lr, config.value_lr)
-    return name, LearningRates(*(o if g is None else g for o, g in zip(own, given, strict=True)))
+    rates = LEARNING_RATES[name]
+    given = {"policy": config.lr, "critic": config.critic_lr, "value": config.value_lr}
+    return name, rates._replace(**{role: lr for role, lr in given.items() if lr is not None})
 
 
 def _known(hidden: Tensor | None) -> Tensor:

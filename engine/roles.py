@@ -21,6 +21,8 @@ from etpo.kernels import Stream
 Role = Literal["policy", "critic", "target", "reference"]
 TRAINED: tuple[Role, Role] = ("policy", "critic")
 SCALAR_HEAD = "scalar_head."
+# The gain of the norm before the LM head, where a model has one of this name (the Llama family has).
+FINAL_GAIN = "model.norm.weight"
 
 
 class Roles(Protocol):

@@ -103,7 +103,7 @@ class Run:
             for name, parameter in self.roles.parameters(role).items():
                 tensors[f"{role}/{name}"] = parameter
         for role in TRAINED:
-            names = list(self.roles.parameters(role))
+            names = self.learner.optimized[role]
             tensors |= flatten_optimizer(f"optimizer.{role}", self.learner.optimizers[role], names)
         for name, packed in self.replay.state()[0].items():
             tensors[f"replay/{name}"] = packed
@@ -133,7 +133,7 @@ class Run:
         tensors, state = checkpoint.tensors, checkpoint.state
         load_roles(self.roles, tensors)
         for role in TRAINED:
-            names = list(self.roles.parameters(role))
+            names = self.learner.optimized[role]
             restore_optimizer(f"optimizer.{role}", self.learner.optimizers[role], names, tensors)
         packed = {name[len("replay/") :]: t for name, t in tensors.items() if name.startswith("replay/")}
         self.replay.restore(packed, state["replay"])

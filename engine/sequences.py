@@ -26,7 +26,9 @@ class Sequences:
                 unique.append(prompt)
             prompt_of.append(distinct[key])
         self.prompts, self.suffixes, self.prompt_of = unique, suffixes, prompt_of
-        self._layouts: dict[torch.device, tuple[Tensor, SharedPromptAttention]] = {}
+        # Neighbours of like length share their padding.
+        self._by_length = sorted(range(len(suffixes)), key=lambda i: (len(prompts[i]), len(suffixes[i])))
+        self._layouts: dict[torch.device, tuple[Tensor, SharedPromptAttention, Tensor]] = {}
 
     def hidden(self, model: LanguageModel) -> Tensor:
         """Last hidden states of all suffix tokens, packed [ΣL, D], in the order of the suffixes."""
@@ -35,15 +37,19 @@ class Sequences:
     def _lean(self, model: LanguageModel) -> Tensor:
         device = model.device
         if device not in self._layouts:
+            suffixes = [self.suffixes[i] for i in self._by_length]
             attend = SharedPromptAttention(
                 torch.tensor([len(p) for p in self.prompts]),
-                torch.tensor([len(s) for s in self.suffixes]),
-                torch.tensor(self.prompt_of),
+                torch.tensor([len(s) for s in suffixes]),
+                torch.tensor([self.prompt_of[i] for i in self._by_length]),
                 device,
             )
-            self._layouts[device] = torch.cat(self.prompts + self.suffixes).to(device), attend
-        tokens_N, attend = self._layouts[device]
-        return model(tokens_N, attend.positions_N, attend)[attend.n_prompt_tokens :]
+            rows = torch.arange(sum(len(s) for s in suffixes)).split([len(s) for s in suffixes])
+            row_of = dict(zip(self._by_length, rows, strict=True))
+            order = torch.cat([row_of[i] for i in range(len(rows))]) + attend.n_prompt_tokens
+            self._layouts[device] = torch.cat(self.prompts + suffixes).to(device), attend, order.to(device)
+        tokens_N, attend, order = self._layouts[device]
+        return model(tokens_N, attend.positions_N, attend).index_select(0, order)
 
     def _padded(self, model: LanguageModel) -> Tensor:
         rows = [torch.cat((self.prompts[p], s)) for p, s in zip(self.prompt_of, self.suffixes, strict=True)]
