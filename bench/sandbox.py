@@ -1,7 +1,6 @@
 """How many split processes, and how many whole programs, the sandbox runs in a second."""
 
-import argparse
-import json
+import os
 import platform
 import statistics
 import time
@@ -54,12 +53,24 @@ def measure(workers: int | None = None, seconds: float = 3.0, repeats: int = 3) 
         return {
             "splits_per_s": _rate(splits, 40, seconds, repeats),
             "programs_per_s": _rate(programs, 8, seconds, repeats),
-            "workers": sandbox.workers,
-            "machine": platform.machine(),
-            "processor": _processor(),
-            "python": platform.python_version(),
-            "scikit_learn": sklearn.__version__,
+            **about(sandbox),
         }
+
+
+def about(sandbox: Sandbox) -> dict[str, Any]:
+    """Where a measurement was made: the layers in force, the machine and how busy it is."""
+    layers = sandbox.layers()
+    return {
+        "workers": sandbox.workers,
+        "layers_in_force": layers.in_force,
+        "layers_missing": layers.missing,
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "processor": f"{platform.machine()}, {_processor()}",
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "scikit_learn": sklearn.__version__,
+    }
 
 
 def _rate(work: Callable[[int], None], batch: int, seconds: float, repeats: int) -> dict[str, float]:
@@ -78,15 +89,3 @@ def _processor() -> str:
         return next(
             (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown"
         )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=None, help="processes at once; default one a core")
-    parser.add_argument("--seconds", type=float, default=3.0, help="seconds a round")
-    options = parser.parse_args()
-    print(json.dumps(measure(options.workers, options.seconds), indent=2))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,6 @@
 """`etpo bench`: measured tables."""
 
+import json
 from pathlib import Path
 
 import click
@@ -9,7 +10,7 @@ from etpo.cli.errors import Group
 
 @click.group(cls=Group)
 def bench() -> None:
-    """Measure: learning tables beside the frozen model, and the sandbox's throughput."""
+    """Measure: learning beside the frozen model, the sandbox's throughput, the kernels beside their peers."""
 
 
 @bench.command()
@@ -47,7 +48,114 @@ def learning(
     command += (" --ablation" if ablation else "") + f" --jobs {jobs}" + ("" if fresh else " --no-fresh")
     text = to_markdown(rows, title or f"Learning on {dataset}", command)
     click.echo(text)
-    for file, content in ((json_file, to_json(rows, command)), (markdown, text)):
+    _write({json_file: to_json(rows, command), markdown: text})
+
+
+@bench.command()
+@click.option(
+    "--workers", default=None, type=click.IntRange(min=1), help="Processes at once; default one a core."
+)
+@click.option("--seconds", default=3.0, show_default=True, help="Seconds of a round.")
+@click.option("--hostile", default=None, type=click.IntRange(min=1),
+              help="Run that many hostile programs instead, and compare what is there before and after."
+              )  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of the choice of hostile programs.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result there too.")
+def sandbox(
+    workers: int | None, seconds: float, hostile: int | None, seed: int, json_file: Path | None
+) -> None:
+    """Split processes, and whole programs, that the sandbox runs in a second; prints one JSON object.
+
+    With --hostile the exit code is 1 where a program left something behind or had an outcome that it must
+    not have.
+    """
+    if hostile is None:
+        from etpo.bench.sandbox import measure
+
+        result = measure(workers, seconds)
+    else:
+        from etpo.bench.sandbox_mix import run_mix
+
+        result = run_mix(hostile, seed, workers, lambda line: click.echo(line, err=True))
+    text = json.dumps(result, indent=2) + "\n"
+    click.echo(text, nl=False)
+    _write({json_file: text})
+    if result.get("leaked") or result.get("unexpected"):
+        click.get_current_context().exit(1)
+
+
+@bench.command()
+@click.option("--shapes", default=None,
+              help="Names (nano, qwen2.5-0.5b, codellama-7b, llama-3-8b) or VxD, with commas; default nano "
+              "on a CPU, the four on a GPU.")  # fmt: skip
+@click.option("--functions", default=None, help="Functions of etpo.kernels, with commas; default all.")
+@click.option("--peers", default=None, help="Rows beside eager, with commas; default all that are known.")
+@click.option("--heads", default="frozen,trained", show_default=True, help="Which heads learn, with commas.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
+@click.option("--dtype", default="auto", show_default=True,
+              type=click.Choice(["auto", "float32", "bfloat16", "float16", "float64"]),
+              help="Of the inputs; auto is float32 on a CPU, bfloat16 on a GPU and in --precision."
+              )  # fmt: skip
+@click.option("--tokens", default=None, help="Numbers of tokens, with commas; default 256,1024 (CPU), "
+              "256,1024,8192,16384 (GPU), 64 in --precision.")  # fmt: skip
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Rounds of a case.")
+@click.option(
+    "--threads", default=None, type=click.IntRange(min=1), help="Threads of torch; default its own."
+)
+@click.option("--precision", is_flag=True, help="The error of KL's gradient at KL 1e-4 … 1, and no times.")
+@click.option("--compile-only", is_flag=True, help="Compile the Triton kernels offline, and run nothing.")
+@click.option("--archs", default="80,90,100", show_default=True, help="For --compile-only, with commas.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows there.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables there.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Write the bars there, an SVG.")
+def kernels(
+    shapes: str | None, functions: str | None, peers: str | None, heads: str, device: str, dtype: str,
+    tokens: str | None, repeats: int, threads: int | None, precision: bool, compile_only: bool, archs: str,
+    json_file: Path | None, markdown: Path | None, plot: Path | None,
+) -> None:  # fmt: skip
+    """Time, memory and error of the kernels, beside plain PyTorch and every peer that is installed."""
+    if plot is not None and (plot.suffix != ".svg" or precision or compile_only):
+        raise click.UsageError(f"--plot: expected an .svg file, and times to draw, got {str(plot)!r}")
+    if compile_only:
+        from etpo.bench.compile import compile_table, to_markdown
+
+        rows = compile_table(_whole_numbers("--archs", archs))
+        text = to_markdown(rows)
+        click.echo(text)
+        _write({markdown: text, json_file: json.dumps(rows, indent=1, default=vars) + "\n"})
+        return
+    from etpo.bench.kernels_run import Options, Result, run
+
+    options = Options(
+        shapes=_words(shapes), functions=_words(functions), peers=_words(peers), heads=_words(heads) or [],
+        device=device, dtype=dtype, tokens=None if tokens is None else _whole_numbers("--tokens", tokens),
+        repeats=repeats, threads=threads, precision=precision,
+    )  # fmt: skip
+
+    def save(result: Result) -> None:
+        _write({json_file: result.json, markdown: result.markdown, plot: result.svg})
+
+    result = run(options, lambda line: click.echo(line, err=True), save)
+    click.echo(result.markdown)
+    save(result)
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    words = _words(text) or []
+    if not words or not all(word.isdigit() and int(word) > 0 for word in words):
+        raise click.BadParameter(
+            f"expected whole numbers above 0 with commas, got {text!r}", param_hint=option
+        )
+    return [int(word) for word in words]
+
+
+def _write(files: dict[Path | None, str]) -> None:
+    """Writes each text to its file; None stands for a file that nobody asked for."""
+    for file, content in files.items():
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content, encoding="utf-8")

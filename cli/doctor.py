@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import resource
+import warnings
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
     from etpo.envs.sandbox import Sandbox
 
 NOBODY = 65534
+# Layer of the sandbox → what a probe must find where it is in force. (Of the network namespace a program that
+# may open no socket sees nothing.)
+SHOWN_BY = {
+    "resource limits": ("memory limit", "process limit", "file size limit"),
+    "no new privileges": ("no new privileges",),
+    "own user id": ("own user id",),
+    "process namespace": ("process namespace",),
+    "mount namespace": ("label files hidden",),
+    "Landlock": ("label files hidden",),
+    "seccomp filter": ("seccomp filter", "no network sockets"),
+}
 
 
 @click.command()
@@ -73,7 +85,7 @@ def _data_home() -> str:
 # Runs as a program would, and says what it finds itself able to do.
 PROBE = """
 def build_model(x_train, y_train):
-    import json, os, resource, socket
+    import ctypes, json, os, resource, socket
     import sklearn
 
     def can(action, *args):
@@ -83,28 +95,14 @@ def build_model(x_train, y_train):
             return False
         return True
 
-    def status(name):
-        try:
-            with open("/proc/self/status") as file:
-                return next((int(line.split()[1]) for line in file if line.startswith(name + ":")), None)
-        except OSError:
-            return None
-
-    def namespace(kind):
-        try:
-            return os.readlink("/proc/self/ns/" + kind)
-        except OSError:
-            return None
-
     kinds = ("AS", "NPROC", "FSIZE")
     limits = {kind: resource.getrlimit(getattr(resource, "RLIMIT_" + kind))[0] for kind in kinds}
     raise RuntimeError(json.dumps({
         "uid": os.getuid(),
         "limits": limits,
-        "no_new_privs": status("NoNewPrivs"),
-        "seccomp": status("Seccomp"),
-        "net": namespace("net"),
-        "pid": namespace("pid"),
+        "no_new_privs": ctypes.CDLL(None).prctl(39, 0, 0, 0, 0),
+        "seccomp": ctypes.CDLL(None).prctl(21, 0, 0, 0, 0),
+        "parent": os.getppid(),
         "socket": can(socket.socket),
         "labels": can(os.listdir, os.path.join(os.path.dirname(sklearn.__file__), "datasets", "data")),
     }))
@@ -112,18 +110,32 @@ def build_model(x_train, y_train):
 
 
 def _sandbox() -> Iterator[tuple[str, str]]:
-    """The protections that a probe finds in force, and those that it does not."""
+    """One line for each layer: in force or not, and why; a probe, run as a program is, has a say."""
+    from etpo.envs import sandbox_wire as wire
     from etpo.envs.sandbox import Sandbox, SandboxError
+    from etpo.envs.sandbox_mode import SandboxWarning
 
     try:
-        with Sandbox(workers=1) as sandbox:
-            found = probe(sandbox)
+        with warnings.catch_warnings(), Sandbox(workers=1) as sandbox:
+            warnings.simplefilter("ignore", SandboxWarning)
+            layers = sandbox.layers()
+            holds = protections(probe(sandbox))
     except (SandboxError, ValueError) as error:
         yield "sandbox", f"does not work: {error}"
         return
-    layers = protections(found)
-    yield "sandbox", "in force: " + (", ".join(name for name, holds in layers.items() if holds) or "nothing")
-    yield "", "not in force: " + (", ".join(name for name, holds in layers.items() if not holds) or "nothing")
+    name = "sandbox"
+    for layer in wire.LAYERS:
+        failed = [promise for promise in SHOWN_BY.get(layer, ()) if not holds[promise]]
+        if layer in layers.missing:
+            said = f"NOT in force: {layers.missing[layer]}"
+        elif failed:
+            said = f"NOT in force, although set up: a probe finds no {', '.join(failed)}"
+        else:
+            said = f"in force: {layers.in_force[layer]}"
+        yield name, f"{layer:<19}{said}"
+        name = ""
+    full = "takes" if not layers.missing else "refuses"
+    yield "", f"--sandbox strict {full} this machine"
 
 
 def probe(sandbox: "Sandbox") -> dict[str, Any]:
@@ -143,7 +155,6 @@ def probe(sandbox: "Sandbox") -> dict[str, Any]:
 def protections(found: dict[str, Any]) -> dict[str, bool]:
     """Name of each protection, and whether the probe's findings show it in force."""
     unlimited = resource.RLIM_INFINITY
-    here = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "pid")}
     return {
         "own user id": found["uid"] not in (os.getuid(), NOBODY),
         "memory limit": found["limits"]["AS"] != unlimited,
@@ -152,7 +163,6 @@ def protections(found: dict[str, Any]) -> dict[str, bool]:
         "no new privileges": found["no_new_privs"] == 1,
         "seccomp filter": found["seccomp"] == 2,
         "no network sockets": not found["socket"],
-        "network namespace": found["net"] is not None and found["net"] != here["net"],
-        "process namespace": found["pid"] is not None and found["pid"] != here["pid"],
+        "process namespace": found["parent"] == 0,  # it was forked from outside
         "label files hidden": not found["labels"],
     }

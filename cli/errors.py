@@ -22,6 +22,7 @@ EXIT_CODES = {
     "ModelError": FAILED,
     "CheckpointError": FAILED,
     "SandboxError": FAILED,
+    "AgentError": FAILED,
     "OSError": FAILED,
     "ValueError": USAGE,
 }

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,11 +12,18 @@ import click
 from etpo.cli.errors import Failed
 
 if TYPE_CHECKING:
-    from etpo.engine.summary import Window
+    from etpo.engine.summary import Program
     from etpo.engine.trained import Trained
     from etpo.envs.scoring import Score, Scorer
 
 ROLES: tuple[Literal["policy", "reference"], ...] = ("policy", "reference")
+MEASURES = (
+    ("runnable share", "runnable_share", "{:.0%}"),
+    ("mean reward", "reward_mean", "{:.4f}"),
+    ("mean AUC of those that ran", "auc_mean", "{:.4f}"),
+    ("best AUC", "auc_best", "{:.4f}"),
+    ("distinct share", "distinct_share", "{:.0%}"),
+)
 
 
 @click.command("eval")
@@ -30,43 +39,27 @@ ROLES: tuple[Literal["policy", "reference"], ...] = ("policy", "reference")
 def evaluate(run: Path, n: int, seed: int, json_file: Path | None, device: str) -> None:
     """Draw fresh programs from the trained policy of the run in DIR and from its reference, and score them.
 
-    All are drawn behind the data set's first prompt, at temperature 1. The best program of the run is scored
-    on twenty more random halvings of the data, which training never saw (auc_fresh).
+    On a data set all are drawn behind its first prompt, at temperature 1; the best program of the run is
+    scored on twenty more random halvings of the data, which training never saw (auc_fresh). Of a run on --env
+    the first action of n episodes is drawn and rewarded.
     """
+    from etpo.cli.train import check_data
     from etpo.engine.config import resolve
     from etpo.engine.summary import existing_run
 
     config = resolve({}, existing_run(run).config_file)
-    if config.env is not None:
-        raise click.UsageError(f"{run}: expected a run on a data set, got one on --env {config.env}; "
-                               "see metrics.jsonl for its rewards")  # fmt: skip
+    check_data(config)
 
-    from etpo.engine.trained import first_state, load, quiet_transformers
-    from etpo.envs.datasets import load_dataset
-    from etpo.envs.sandbox import Sandbox
-    from etpo.envs.scoring import Scorer
+    from etpo.engine.trained import load, quiet_transformers
 
-    data = load_dataset(config.dataset, config.target, config.protocol)
-    prompt, note = first_state(config)
     quiet_transformers()
     trained = load(run, device)
     for line in trained.notes:
         click.echo(f"Passed over a damaged checkpoint: {line}", err=True)
-    with Sandbox(config.sandbox, config.timeout_s) as sandbox:
-        scorer = Scorer(data, sandbox)
-        windows: dict[str, Window] = {role: _window(trained, scorer, prompt, n, seed, role) for role in ROLES}
-        best = _best(trained, scorer)
-    _show(
-        windows,
-        best,
-        f"{data.name}{note}, {n} fresh programs each, after {trained.step} programs of training",
-    )
+    measure = _on_data if config.env is None else _in_environment
+    record = measure(trained, n, seed)
+    _show(record)
     if json_file:
-        record: dict[str, Any] = {
-            "dataset": data.name, "synthetic": data.synthetic, "step": trained.step, "n": n, "seed": seed,
-            "best_program": best,
-        }  # fmt: skip
-        record |= {role: dataclasses.asdict(window) for role, window in windows.items()}
         try:
             json_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
@@ -75,18 +68,66 @@ def evaluate(run: Path, n: int, seed: int, json_file: Path | None, device: str) 
             ) from error
 
 
-def _window(
-    trained: "Trained", scorer: "Scorer", prompt: str, n: int, seed: int, role: Literal["policy", "reference"]
-) -> "Window":
-    from etpo.engine.summary import Program, window
+def _on_data(trained: "Trained", n: int, seed: int) -> dict[str, Any]:
+    """Programs of both roles behind the data set's first prompt, and the run's best one."""
+    from etpo.engine.summary import Program
+    from etpo.engine.trained import first_state
+    from etpo.envs.datasets import load_dataset
+    from etpo.envs.sandbox import Sandbox
+    from etpo.envs.scoring import Scorer
 
-    click.echo(f"Drawing and scoring {n} programs of the {role} …", err=True)
-    texts = trained.sample(prompt, n, seed=seed, role=role)
-    scores = scorer.score_many(texts)
-    return window(
-        Program(i, s.reward, s.outcome, s.auc_mean, s.auc_std, s.error, hash(text))
-        for i, (s, text) in enumerate(zip(scores, texts, strict=True))
-    )
+    config = trained.config
+    data = load_dataset(config.dataset, config.target, config.protocol)
+    prompt, _ = first_state(config)
+    record: dict[str, Any] = {
+        "dataset": data.name, "synthetic": data.synthetic, "step": trained.step, "n": n, "seed": seed,
+    }  # fmt: skip
+    with Sandbox(config.sandbox, config.timeout_s) as sandbox:
+        scorer = Scorer(data, sandbox)
+        for role in ROLES:
+            click.echo(f"Drawing and scoring {n} programs of the {role} …", err=True)
+            texts = trained.sample(prompt, n, seed=seed, role=role)
+            record[role] = _window(
+                Program(i, s.reward, s.outcome, s.auc_mean, s.auc_std, s.error, hash(text))
+                for i, (s, text) in enumerate(zip(scorer.score_many(texts), texts, strict=True))
+            )
+        record["best_program"] = _best(trained, scorer)
+    return record
+
+
+def _in_environment(trained: "Trained", n: int, seed: int) -> dict[str, Any]:
+    """The first action of both roles in n episodes; episode i is reset with seed + i."""
+    from etpo.engine.run import settings_for
+    from etpo.engine.summary import Program
+    from etpo.envs.vector import make_env
+
+    assert trained.config.env is not None
+    record: dict[str, Any] = {"env": trained.config.env, "step": trained.step, "n": n, "seed": seed}
+    env = make_env(trained.config.env, **settings_for(trained.config))
+    try:
+        states = [env.reset(seed=seed + i)[0] for i in range(n)]
+        for role in ROLES:
+            click.echo(f"Drawing and rewarding {n} actions of the {role} …", err=True)
+            drawn = {
+                state: trained.sample(state, count, seed=seed, role=role)
+                for state, count in Counter(states).items()
+            }
+            programs = []
+            for i, state in enumerate(states):
+                action = drawn[state].pop()
+                env.reset(seed=seed + i)
+                _, reward, _, _, info = env.step(action)
+                programs.append(Program(i, float(reward), None, None, None, info.get("error"), hash(action)))
+            record[role] = _window(programs)
+    finally:
+        env.close()
+    return record
+
+
+def _window(programs: Iterable["Program"]) -> dict[str, Any]:
+    from etpo.engine.summary import window
+
+    return dataclasses.asdict(window(programs))
 
 
 def _best(trained: "Trained", scorer: "Scorer") -> dict[str, Any] | None:
@@ -102,17 +143,20 @@ def _best(trained: "Trained", scorer: "Scorer") -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _show(windows: dict[str, "Window"], best: dict[str, Any] | None, title: str) -> None:
-    measures = (
-        ("runnable share", "runnable_share", "{:.0%}"), ("mean reward", "reward_mean", "{:.4f}"),
-        ("mean AUC of those that ran", "auc_mean", "{:.4f}"), ("best AUC", "auc_best", "{:.4f}"),
-        ("distinct share", "distinct_share", "{:.0%}"),
-    )  # fmt: skip
-    click.echo(title)
-    click.echo(f"{'':28}" + "".join(f"{role:>12}" for role in windows))
-    for name, key, form in measures:
-        values = [getattr(window, key) for window in windows.values()]
-        click.echo(f"{name:28}" + "".join(f"{'–' if v is None else form.format(v):>12}" for v in values))
+def _show(record: dict[str, Any]) -> None:
+    is_data = "dataset" in record
+    name = record["dataset"] if is_data else record["env"]
+    note = " (synthetic)" if record.get("synthetic") else ""
+    what = "programs" if is_data else "first actions"
+    click.echo(f"{name}{note}, {record['n']} fresh {what} each, after {record['step']} programs of training")
+    click.echo(f"{'':28}" + "".join(f"{role:>12}" for role in ROLES))
+    for title, key, form in MEASURES:
+        if is_data or key in ("reward_mean", "distinct_share"):
+            values = [record[role][key] for role in ROLES]
+            click.echo(f"{title:28}" + "".join(f"{'–' if v is None else form.format(v):>12}" for v in values))
+    if not is_data:
+        return
+    best = record["best_program"]
     if best is None:
         click.echo("No program of the run ran to its end.")
         return

@@ -39,7 +39,14 @@ HELP = {
     "top_k": "Draw from the k likeliest tokens; 0: from all.",
     "top_p": "Draw from the likeliest tokens that make up this probability; 1: from all.",
     "max_episode_steps": "Failed programs after which an episode starts anew.",
-    "prompt_form": "How the task is put to the model.",
+    "prompt_form": "How the task is put to the model; auto: as its tokenizer asks for (docs/prompts.md).",
+    "reflection": "Show a failed program and its error in the next prompt; without, each attempt is fresh.",
+    "agent": "openai:MODEL behind an OpenAI-compatible HTTP API, for --algo reflection; key: OPENAI_API_KEY.",
+    "base_url": "Where that API is.  [default: https://api.openai.com/v1]",
+    "agent_timeout_s": "Seconds that the API may take for one answer.",
+    "agent_retries": "Further tries where the API is busy, fails or does not answer.",
+    "prompt_price": "US dollars a million tokens sent to the API, to count the cost.",
+    "completion_price": "US dollars a million tokens that the API wrote.",
     "beta": "Weight β of the KL to the reference, in reward units.",
     "gamma": "Discount γ from one program to the next (inside a program it is 1).",
     "lam": "λ of the Retrace traces: 0 looks one token ahead, 1 to the end of the episode.",
@@ -59,7 +66,7 @@ HELP = {
     "minibatch": "Programs in one gradient step.",
     "updates_per_batch": "Gradient steps between two rollouts.",
     "protocol": "How the data set is prepared; paper does as the authors' code does.",
-    "sandbox": "strict refuses to run with fewer than all protections (see `etpo doctor`).",
+    "sandbox": "strict refuses to run with fewer than all layers (see `etpo doctor`); off asks twice.",
     "timeout_s": "Seconds that a program may take on one of its five splits.",
     "device": "auto, cpu, cuda or cuda:N.",
     "dtype": "Of the weights; auto: bfloat16 on a GPU, float32 on a CPU.",
@@ -73,10 +80,15 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """One option for each field of `Config`, in its order."""
     for field in reversed(dataclasses.fields(Config)):
         command = click.option(
-            option(field.name), field.name, type=_click_type(field.name), default=field.default,
+            _declaration(field.name), field.name, type=_click_type(field.name), default=field.default,
             show_default=field.default is not None, help=HELP.get(field.name),
         )(command)  # fmt: skip
     return command
+
+
+def _declaration(name: str) -> str:
+    is_switch = get_type_hints(Config)[name] is bool
+    return f"{option(name)}/{option('no_' + name)}" if is_switch else option(name)
 
 
 def _click_type(name: str) -> click.ParamType:
@@ -86,7 +98,9 @@ def _click_type(name: str) -> click.ParamType:
     if get_origin(hint) is Literal:
         return click.Choice([str(word) for word in get_args(hint)])
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
-    basic: dict[type, click.ParamType] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+    basic: dict[type, click.ParamType] = {
+        int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL,
+    }  # fmt: skip
     return basic[kinds[0]]
 
 
@@ -138,7 +152,10 @@ def _new(given: dict[str, Any], config_file: Path | None) -> tuple[Config, RunFo
         config, out=str(path), dataset=_absolute(config.dataset), model=_absolute(config.model)
     )
     check_data(config)
-    check_model(config.model)
+    if config.agent is None:
+        check_model(config.model)
+    else:
+        check_agent(config)
     return config, RunFolder.create(path, config)
 
 
@@ -153,7 +170,9 @@ def _resumed(path: Path, given: dict[str, Any], config_file: Path | None) -> tup
     folder = existing_run(path)
     config = resolve(given, folder.config_file)
     check_data(config)
-    if not folder.reference.is_dir():
+    if config.agent is not None:
+        check_agent(config)
+    elif not folder.reference.is_dir():
         check_model(config.model)
     try:
         write_atomically(folder.config_file, to_toml(config))
@@ -179,6 +198,13 @@ def check_data(config: Config) -> None:
         load_dataset(config.dataset, config.target, config.protocol)
 
 
+def check_agent(config: Config) -> None:
+    """Say what is wrong with the agent's options before anything starts; nothing is sent."""
+    from etpo.engine.agents import agent_of
+
+    agent_of(config)
+
+
 def check_model(name: str) -> None:
     """Say what is missing in a model folder before anything slow starts; loading finds out the rest."""
     path = Path(name).expanduser()
@@ -190,7 +216,8 @@ def check_model(name: str) -> None:
 
 
 def _run(config: Config, folder: RunFolder, *, resumed: bool) -> "Outcome":
-    title = f"{config.algo} · {config.model} on {data_name(config)} · seed {config.seed} · {folder.path}"
+    model = config.agent or config.model
+    title = f"{config.algo} · {model} on {data_name(config)} · seed {config.seed} · {folder.path}"
     try:
         with progress_view(config, title, resumed=resumed) as view:
             from etpo.engine.loop import train as run_loop  # imports torch: the view is up before
@@ -241,6 +268,11 @@ def _tell(folder: RunFolder, outcome: "Outcome | None") -> None:
         click.echo("  No program ran to its end.")
     if told.kl_ref is not None:
         click.echo(f"  KL from the model that it started as: {max(told.kl_ref, 0.0):.3f} nat a token.")
+    spent = told.metrics[-1]
+    if "prompt_tokens" in spent:
+        sent, written = spent["prompt_tokens"], spent["completion_tokens"]
+        click.echo(f"  The API counted {sent:,} tokens sent and {written:,} written: "
+                   f"{spent['cost_usd']:.2f} US dollars at the prices given.")  # fmt: skip
     click.echo(f"Report: {report}")
 
 

@@ -39,7 +39,15 @@ class Config:
     top_k: int = 0
     top_p: float = 1.0
     max_episode_steps: int = 5
-    prompt_form: Literal["auto", "completion"] = "auto"
+    prompt_form: Literal["auto", "completion", "infill", "chat"] = "auto"
+    reflection: bool = True
+    # a model behind an HTTP API in the place of `model`
+    agent: str | None = None
+    base_url: str | None = None
+    agent_timeout_s: float = 120.0
+    agent_retries: int = 6
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
     # the update
     beta: float = 0.1
     gamma: float = 0.99
@@ -61,7 +69,7 @@ class Config:
     updates_per_batch: int = 5
     # the environment
     protocol: Literal["default", "paper"] = "default"
-    sandbox: Literal["strict", "default"] = "default"
+    sandbox: Literal["strict", "default", "off"] = "default"
     timeout_s: float = 10.0
     # the machine
     device: str = "auto"
@@ -79,7 +87,8 @@ class Config:
             ("huber_delta", 0.0, True),
             ("max_kl_update", 0.0, True), ("replay_capacity", 1, False), ("minibatch", 1, False),
             ("updates_per_batch", 1, False), ("timeout_s", 0.0, True), ("threads", 0, False),
-            ("checkpoint_every", 1, False), ("seed", 0, False),
+            ("checkpoint_every", 1, False), ("seed", 0, False), ("agent_timeout_s", 0.0, True),
+            ("agent_retries", 0, False), ("prompt_price", 0.0, False), ("completion_price", 0.0, False),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (value > low if strict else value >= low):
@@ -89,6 +98,9 @@ class Config:
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0 or (name == "top_p" and value == 0.0):
                 raise ValueError(f"{option(name)}: expected a number from 0 to 1, got {value}")
+        if self.agent is not None and self.algo != "reflection":
+            raise ValueError(f"--agent: expected --algo reflection beside it (an API cannot be "
+                             f"trained), got --algo {self.algo}")  # fmt: skip
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -165,6 +177,6 @@ def _typed(key: str, value: Any) -> Any:
     kind = next((t for t in options if t is not type(None)), hint)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{option(key)}: expected {kind.__name__}, got {value!r}")
     return value

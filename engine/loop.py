@@ -4,9 +4,10 @@ import dataclasses
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from etpo.engine.run_folder import RunFolder, write_atomically
 from etpo.engine.sampler import Sample, sample_actions
 from etpo.envs.data_science import DataScience
 from etpo.envs.standalone import best_program
-from etpo.envs.vector import Transition
+from etpo.envs.vector import Transition, VectorRunner
 from etpo.kernels import Stream, linear_logprob
 
 Observer = Callable[[dict[str, Any]], None]
@@ -44,6 +45,19 @@ class Outcome:
     notes: list[str]
 
 
+class Progress(Protocol):
+    """What the records of a run are made from, whoever acts in it."""
+
+    step: int
+    best: Best | None
+    recent: deque[str]
+    observations: list[str]
+    episode_of: list[int]
+    t_of: list[int]
+    environments: VectorRunner
+    folder: RunFolder
+
+
 def train(
     config: Config, folder: RunFolder, *, resume: bool = False, observe: Observer = lambda _: None
 ) -> Outcome:
@@ -57,7 +71,12 @@ def train(
 
     Raises:
         ModelError, DatasetError, ValueError: bad input, one line.
+        AgentError: the API of `config.agent` refuses, or does not answer.
     """
+    if config.agent is not None:
+        from etpo.engine.agent_loop import train_agent
+
+        return train_agent(config, folder, resume=resume, observe=observe)
     with open_run(config, folder) as run, interruptible() as interrupted:
         checkpoint, notes = latest_checkpoint(folder.checkpoints, whole=True) if resume else (None, [])
         if checkpoint:
@@ -76,9 +95,9 @@ def train(
             programs: list[dict[str, Any]] = []
             while len(fresh) < n_programs:
                 rows = range(min(config.envs, n_programs - len(fresh)))
-                samples = roll_out(run, rows)  #                              1 roll out
-                transitions = run.environments.step([run.decode(s.tokens) for s in samples])  # 2 reward
-                fresh += store(run, rows, samples, transitions, programs)  #   3 store
+                samples, texts = roll_out(run, rows)  #                       1 roll out
+                transitions = run.environments.step(texts)  #                  2 reward
+                fresh += store(run, rows, samples, texts, transitions, programs)  # 3 store
             log, kl_ref, entropy = None, *behaviour(run, fresh)
             if config.algo == "etpo":
                 run.replay.add(fresh)
@@ -98,57 +117,70 @@ def train(
         return Outcome(run.step, interrupted() and run.step < config.steps, run.best, notes)
 
 
-def roll_out(run: Run, rows: range) -> list[Sample]:
-    """Draw one action for each of the first environments, from the policy."""
+def roll_out(run: Run, rows: range) -> tuple[list[Sample], list[str]]:
+    """Draw one action for each of the first environments, from the policy: tokens, and what they say."""
+    states = [run.observations[row] for row in rows]
     with run.roles.acting("policy" if run.config.algo == "etpo" else "reference") as model:
-        return sample_actions(
+        samples = sample_actions(
             model,
-            [run.encode(run.observations[row]) for row in rows],
+            [run.encode(state) for state in states],
             max_new_tokens=run.config.max_new_tokens,
-            stop_token=run.tokenizer.eos_token_id,
+            stop_token=run.form.stop_token,
             generator=run.generator,
             sampling=run.sampling,
         )
+    return samples, [run.decode(state, s.tokens) for state, s in zip(states, samples, strict=True)]
 
 
 def store(
     run: Run,
     rows: range,
     samples: list[Sample],
+    texts: list[str],
     transitions: list[Transition],
     programs: list[dict[str, Any]],
 ) -> list[Action]:
     """Actions for the replay buffer and records for programs.jsonl; moves the environments' counters on."""
     actions = []
-    for row, sample, transition in zip(rows, samples, transitions, strict=True):
-        run.step += 1
-        prompt, text = run.observations[row], run.decode(sample.tokens)
+    for row, sample, text, transition in zip(rows, samples, texts, transitions, strict=True):
+        prompt = run.observations[row]
         actions.append(Action(
             prompt=run.encode(prompt), tokens=sample.tokens, logprob_mu=sample.logprob_mu,
             reward=transition.reward, terminated=transition.terminated,
             next_prompt=None if transition.terminated else run.encode(transition.obs),
             env=row, episode=run.episode_of[row], t=run.t_of[row], hidden=sample.hidden,
         ))  # fmt: skip
-        info = transition.info
-        programs.append({
-            "step": run.step, "env": row, "episode": run.episode_of[row], "t": run.t_of[row],
-            "prompt_sha256": sha256(prompt), "prompt": prompt, "text": text, "tokens": sample.tokens.tolist(),
-            "logprob_mu": sample.logprob_mu.tolist(), "reward": transition.reward,
-            "outcome": info.get("outcome"), "auc_mean": info.get("auc_mean"), "auc_std": info.get("auc_std"),
-            "error": info.get("error"), "wall_s": info.get("wall_s"),
-        })  # fmt: skip
-        run.recent.append(text)
-        if info.get("auc_mean") is not None and (run.best is None or info["auc_mean"] > run.best.auc_mean):
-            run.best = Best(run.step, text, info["auc_mean"], info.get("auc_std"))
-            write_best(run, row)
-        over = transition.terminated or transition.truncated
-        run.episode_of[row] += over
-        run.t_of[row] = 0 if over else run.t_of[row] + 1
-        run.observations[row] = transition.next_obs_after_reset
+        programs.append(
+            record(run, row, text, sample.tokens.tolist(), sample.logprob_mu.tolist(), transition)
+        )
     return actions
 
 
-def write_best(run: Run, row: int) -> None:
+def record(
+    run: Progress, row: int, text: str, tokens: list[int], logprob_mu: list[float], transition: Transition
+) -> dict[str, Any]:
+    """The record of one program for programs.jsonl; moves the counters of its environment on."""
+    run.step += 1
+    prompt, info = run.observations[row], transition.info
+    line = {
+        "step": run.step, "env": row, "episode": run.episode_of[row], "t": run.t_of[row],
+        "prompt_sha256": sha256(prompt), "prompt": prompt, "text": text, "tokens": tokens,
+        "logprob_mu": logprob_mu, "reward": transition.reward,
+        "outcome": info.get("outcome"), "auc_mean": info.get("auc_mean"), "auc_std": info.get("auc_std"),
+        "error": info.get("error"), "wall_s": info.get("wall_s"),
+    }  # fmt: skip
+    run.recent.append(text)
+    if info.get("auc_mean") is not None and (run.best is None or info["auc_mean"] > run.best.auc_mean):
+        run.best = Best(run.step, text, info["auc_mean"], info.get("auc_std"))
+        write_best(run, row)
+    over = transition.terminated or transition.truncated
+    run.episode_of[row] += over
+    run.t_of[row] = 0 if over else run.t_of[row] + 1
+    run.observations[row] = transition.next_obs_after_reset
+    return line
+
+
+def write_best(run: Progress, row: int) -> None:
     """best_program.py, for data-science environments: a file that runs without etpo."""
     env, best = run.environments.envs[row], run.best
     if isinstance(env, DataScience) and best is not None:
@@ -178,7 +210,7 @@ def _entropy(stream: Stream, tokens: torch.Tensor) -> float:
     return entropy.mean().item()
 
 
-def summarise(run: Run, programs: list[dict[str, Any]], log: UpdateLog | None) -> dict[str, Any]:
+def summarise(run: Progress, programs: list[dict[str, Any]], log: UpdateLog | None) -> dict[str, Any]:
     """One iteration's record for metrics.jsonl (docs/metrics.md says what each key means)."""
     update = dataclasses.asdict(log) if log else {}
     return {

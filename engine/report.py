@@ -91,7 +91,7 @@ def _header(run: Learned) -> str:
     config = run.config
     facts = {
         "data set" if config.env is None else "environment": run.data_name,
-        "model": config.model,
+        "model": config.agent or config.model,
         "algorithm": config.algo,
         "programs": f"{run.n_programs:,} of {config.steps:,}",
         "seed": str(config.seed),

@@ -25,7 +25,8 @@ from etpo.engine.roles import TRAINED, FullRoles, LoraRoles, Role
 from etpo.engine.run_folder import RunFolder
 from etpo.engine.sampler import Sampling
 from etpo.envs.data_science import DataScience
-from etpo.envs.vector import VectorRunner, make_env
+from etpo.envs.prompts_forms import PromptForm
+from etpo.envs.vector import VectorRunner, make_env, takes
 
 LORA_ABOVE_PARAMETERS = 100_000_000
 MOVING: tuple[Role, ...] = ("policy", "critic", "target")
@@ -52,6 +53,7 @@ class Run:
     def __init__(self, config: Config, folder: RunFolder, model: LanguageModel, tokenizer: Any,
                  environments: VectorRunner) -> None:  # fmt: skip
         self.config, self.folder, self.tokenizer, self.environments = config, folder, tokenizer, environments
+        self.form = PromptForm(tokenizer, config.prompt_form)
         self.roles = make_roles(config, model)
         self.learner = Learner(self.roles, config)
         self.replay = Replay(config.replay_capacity)
@@ -81,14 +83,13 @@ class Run:
         if text not in self._ids:
             if len(self._ids) > 4096:
                 self._ids.clear()
-            ids = torch.tensor(self.tokenizer(text)["input_ids"], dtype=torch.int64)
-            room = self.context - self.config.max_new_tokens
-            self._ids[text] = ids[-max(room, 16):] if len(ids) > room else ids  # fmt: skip
+            ids = self.form.encode(text, self.context - self.config.max_new_tokens)
+            self._ids[text] = torch.tensor(ids, dtype=torch.int64)
         return self._ids[text]
 
-    def decode(self, tokens: Tensor) -> str:
-        """An action's text, without its stop token."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def decode(self, state: str, tokens: Tensor) -> str:
+        """The action that tokens drawn in a state are, without the stop token; see `PromptForm.decode`."""
+        return self.form.decode(state, tokens)
 
     def save(self, *, whole: bool) -> None:
         """Write a checkpoint of this moment, once."""
@@ -183,7 +184,7 @@ def make_environments(config: Config) -> VectorRunner:
         ValueError: no such environment.
     """
     if config.env is not None:
-        return VectorRunner([make_env(config.env) for _ in range(config.envs)])
+        return VectorRunner([make_env(config.env, **settings_for(config)) for _ in range(config.envs)])
     first = DataScience(
         config.dataset,
         config.target,
@@ -191,10 +192,31 @@ def make_environments(config: Config) -> VectorRunner:
         config.sandbox,
         config.timeout_s,
         config.max_episode_steps,
+        reflection=config.reflection,
     )
-    others = [DataScience(scorer=first.scorer, max_episode_steps=config.max_episode_steps)
-              for _ in range(config.envs - 1)]  # fmt: skip
+    others = [
+        DataScience(
+            scorer=first.scorer, max_episode_steps=config.max_episode_steps, reflection=config.reflection
+        )
+        for _ in range(config.envs - 1)
+    ]
     return VectorRunner([first, *others])
+
+
+def settings_for(config: Config) -> dict[str, Any]:
+    """What `--env` gets of the configuration: the settings that its constructor names.
+
+    Raises:
+        ValueError: `--no-reflection` for an environment that has no such parameter.
+    """
+    assert config.env is not None
+    names = ("reflection", "max_episode_steps", "timeout_s", "sandbox")
+    settings = {name: getattr(config, name) for name in names if takes(config.env, name)}
+    if not config.reflection and "reflection" not in settings:
+        raise ValueError(
+            f"--no-reflection: expected an environment with a `reflection` parameter, got {config.env}"
+        )
+    return settings
 
 
 def make_roles(config: Config, model: LanguageModel) -> FullRoles | LoraRoles:

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from etpo.engine.checkpoint import CheckpointError, latest_checkpoint
 from etpo.engine.config import Config, resolve, to_toml
 from etpo.engine.language_model import BUNDLED, LanguageModel, bundled_path, load_language_model
 from etpo.engine.roles import FullRoles, LoraRoles, Role
-from etpo.engine.run import device_of, load_roles, make_roles, torch_dtype
+from etpo.engine.run import device_of, load_roles, make_roles, settings_for, torch_dtype
 from etpo.engine.run_folder import RunFolder, write_atomically
 from etpo.engine.sampler import Sampling, sample_actions
 from etpo.engine.summary import existing_run
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import task_prompt
+from etpo.envs.prompts_forms import PromptForm
 from etpo.envs.vector import make_env
 
 ROWS = 32  # programs drawn at once: bounds the memory of the key-value cache
@@ -77,7 +78,7 @@ class Trained:
         with self.roles.acting(role) as model:
             return draw(
                 model, self.tokenizer, prompt, n, seed=seed, temperature=temperature,
-                max_new_tokens=self.config.max_new_tokens,
+                max_new_tokens=self.config.max_new_tokens, form=self.config.prompt_form,
             )  # fmt: skip
 
     def export(self, out: Path, role: Role = "policy", *, merge: bool = False) -> None:
@@ -117,6 +118,9 @@ def load(path: str | Path, device: str = "auto") -> Trained:
     """
     folder = existing_run(Path(path))
     config = replace(resolve({}, folder.config_file), device=device)
+    if config.agent is not None:
+        raise ValueError(f"{path}: expected a run of a model, got one of --agent {config.agent}, which has "
+                         "no weights here; see programs.jsonl for what it wrote")  # fmt: skip
     checkpoint, notes = latest_checkpoint(folder.checkpoints)
     if checkpoint is None:
         found = "; ".join(notes) or "none was saved yet"
@@ -148,7 +152,7 @@ def first_state(config: Config) -> tuple[str, str]:
         DatasetError, ValueError: absent or unreadable data, no such environment.
     """
     if config.env is not None:
-        env = make_env(config.env)
+        env = make_env(config.env, **settings_for(config))
         prompt, _ = env.reset(seed=config.seed)
         env.close()
         return prompt, ""
@@ -167,29 +171,29 @@ def draw(
     seed: int,
     temperature: float,
     max_new_tokens: int,
+    form: str = "auto",
 ) -> list[str]:
-    """Draw n texts behind one prompt; the oldest of its tokens are cut where the context leaves no room.
+    """Draw n actions in one state; its oldest tokens are cut where the context leaves no room.
+
+    Args:
+        form: how the state is put to the model (see `PromptForm`).
 
     Raises:
-        ValueError: n below 1, or a temperature that is not positive.
+        ValueError: n below 1, a temperature that is not positive, or a form that the tokenizer lacks.
     """
     if n < 1 or not temperature > 0:
         raise ValueError(f"expected n ≥ 1 and a temperature > 0, got {n} and {temperature}")
-    ids = torch.tensor(tokenizer(prompt)["input_ids"], dtype=torch.int64)
-    room = max(model.context - max_new_tokens, 16)
+    prompted = PromptForm(tokenizer, form)
+    ids = torch.tensor(prompted.encode(prompt, model.context - max_new_tokens), dtype=torch.int64)
     generator = torch.Generator(device=model.device).manual_seed(seed)
     texts: list[str] = []
     while len(texts) < n:
         samples = sample_actions(
-            model, [ids[-room:]] * min(ROWS, n - len(texts)), max_new_tokens=max_new_tokens,
-            stop_token=tokenizer.eos_token_id, generator=generator, sampling=Sampling(temperature),
+            model, [ids] * min(ROWS, n - len(texts)), max_new_tokens=max_new_tokens,
+            stop_token=prompted.stop_token, generator=generator, sampling=Sampling(temperature),
         )  # fmt: skip
-        texts += [_decode(tokenizer, sample.tokens) for sample in samples]
+        texts += [prompted.decode(prompt, sample.tokens) for sample in samples]
     return texts
-
-
-def _decode(tokenizer: Any, tokens: Tensor) -> str:
-    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def base_name(model: str) -> str:

@@ -1,9 +1,10 @@
-"""Environments: data science with a sandbox, and small MDPs with exact solutions."""
+"""Environments: data science and program repair with a sandbox, and small MDPs with exact solutions."""
 
 from gymnasium.envs.registration import register
 
 for _name, _entry_point in (
     ("DataScience", "etpo.envs.data_science:DataScience"),
+    ("ProgramRepair", "etpo.envs.program_repair:ProgramRepair"),
     ("TokenMDP", "etpo.envs.token_mdp:TokenMDP"),
     ("GridWorld", "etpo.envs.grid_world:GridWorld"),
 ):

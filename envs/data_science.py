@@ -1,33 +1,14 @@
 """Data-science code generation: the agent writes `build_model`, the reward is the model's mean ROC AUC."""
 
-import string
 from typing import Any
 
 import gymnasium
-from gymnasium.spaces import Text
 
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import reflection_prompt, task_prompt
 from etpo.envs.sandbox import Sandbox
 from etpo.envs.scoring import Score, Scorer
-
-MAX_TEXT_CHARS = 1_000_000
-
-
-class AnyText(Text):
-    """Text of up to `MAX_TEXT_CHARS` characters, any of Unicode; samples are printable ASCII."""
-
-    def __init__(self) -> None:
-        super().__init__(MAX_TEXT_CHARS, min_length=0, charset=string.printable)
-
-    def contains(self, x: Any) -> bool:
-        return isinstance(x, str) and len(x) <= MAX_TEXT_CHARS
-
-    def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """A short random text (the space's own longest would be a megabyte)."""
-        if mask is None and probability is None:
-            mask = (int(self.np_random.integers(1, 80)), None)
-        return super().sample(mask, probability)
+from etpo.envs.text_space import AnyText
 
 
 class DataScience(gymnasium.Env[str, str]):
@@ -48,6 +29,8 @@ class DataScience(gymnasium.Env[str, str]):
         max_episode_steps: failures that end an episode.
         scorer: shared by environments on the same data; by default the environment makes its own (and closes
             it).
+        reflection: with False the state after a failure is the task prompt again, so that each attempt is a
+            fresh one: the ablation of the reflection prompt.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 - gymnasium's own form
@@ -61,6 +44,7 @@ class DataScience(gymnasium.Env[str, str]):
         timeout_s: float = 10.0,
         max_episode_steps: int = 5,
         scorer: Scorer | None = None,
+        reflection: bool = True,
     ) -> None:
         if max_episode_steps < 1:
             raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
@@ -73,6 +57,7 @@ class DataScience(gymnasium.Env[str, str]):
             self._own_sandbox = Sandbox(sandbox, timeout_s)
             scorer = Scorer(data, self._own_sandbox)
         self.scorer = scorer
+        self.reflection = reflection
         rows, features = scorer.dataset.x.shape
         self.task = task_prompt(scorer.dataset.name, rows, features, len(scorer.dataset.class_names))
         self.prompt = self.task
@@ -99,7 +84,7 @@ class DataScience(gymnasium.Env[str, str]):
         if score.error is None:
             return self.prompt, score.reward, True, False, info
         self.failures += 1
-        self.prompt = reflection_prompt(self.task, action, score.error)
+        self.prompt = reflection_prompt(self.task, action, score.error) if self.reflection else self.task
         return self.prompt, score.reward, False, self.failures >= self.max_episode_steps, info
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,25 +1,46 @@
 """Data sets and their preparation."""
 
 import difflib
-import itertools
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from etpo.envs.datasets_catalog import (
+    RECIPES,
+    SYNTHETIC,
+    DatasetError,
+    Recipe,
+    UnknownDataset,
+    balance_scale,
+    dataset_names,
+    find_name,
+    find_recipe,
+    tic_tac_toe,
+)
+from etpo.envs.datasets_fetch import file_of
+from etpo.envs.datasets_twins import twin_recipe
+
+__all__ = [
+    "PROTOCOLS",
+    "RECIPES",
+    "Dataset",
+    "DatasetError",
+    "Recipe",
+    "UnknownDataset",
+    "balance_scale",
+    "dataset_names",
+    "file_of",
+    "find_recipe",
+    "load_dataset",
+    "recipe_of",
+    "tic_tac_toe",
+]
+
 PROTOCOLS = ("default", "paper")
-
-
-class DatasetError(Exception):
-    """A data set is absent, or cannot be read. One line that says what to do."""
-
-
-class UnknownDataset(DatasetError, ValueError):
-    """No data set has this name."""
 
 
 @dataclass(frozen=True)
@@ -49,83 +70,10 @@ class Dataset:
     protocol: str = "default"
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a named table comes about: `table` builds it, or None where it is a file in the data home."""
-
-    target: str
-    source: str
-    table: Callable[[], pd.DataFrame] | None = None
-    paper_share: float = 1.0
-
-
-def tic_tac_toe() -> pd.DataFrame:
-    """All 958 boards on which a game can end, x having moved first; `positive` where x has three in a row.
-
-    Columns and values as OpenML's table 50: x, o, b (blank) from the top left square to the bottom right one.
-    """
-    lines = [(0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6)]
-    rows = []
-    for board in itertools.product("xob", repeat=9):
-        x_wins, o_wins = (any(all(board[i] == who for i in line) for line in lines) for who in "xo")
-        ahead = board.count("x") - board.count("o")
-        if x_wins and o_wins:
-            continue
-        if (x_wins and ahead == 1) or (o_wins and ahead == 0):
-            rows.append((*board, "positive" if x_wins else "negative"))
-        elif not x_wins and not o_wins and ahead == 1 and "b" not in board:
-            rows.append((*board, "negative"))
-    squares = itertools.product(("top", "middle", "bottom"), ("left", "middle", "right"))
-    return pd.DataFrame(rows, columns=[*(f"{row}-{column}-square" for row, column in squares), "Class"])
-
-
-def balance_scale() -> pd.DataFrame:
-    """All 5⁴ balances: L, B or R as weight times distance is larger left, the same, or larger right.
-
-    Columns and values as OpenML's table 11.
-    """
-    columns = ["left-weight", "left-distance", "right-weight", "right-distance"]
-    table = pd.DataFrame(itertools.product(range(1, 6), repeat=4), columns=columns)
-    torque = table.iloc[:, 0] * table.iloc[:, 1] - table.iloc[:, 2] * table.iloc[:, 3]
-    return table.assign(**{"class": np.array(["B", "L", "R"])[np.sign(torque)]})
-
-
-def _from_sklearn(loader: str) -> pd.DataFrame:
-    from sklearn import datasets
-
-    table = getattr(datasets, loader)(as_frame=True).frame
-    if loader == "load_diabetes":
-        table["target"] = (table["target"] > table["target"].median()).astype(int)
-    return table
-
-
-def _own(loader: str) -> Recipe:
-    return Recipe("target", f"scikit-learn's {loader}", table=lambda: _from_sklearn(loader))
-
-
-RECIPES = {
-    "balance-scale": Recipe("class", "built exactly (OpenML 11)", table=balance_scale, paper_share=0.2),
-    "tic-tac-toe": Recipe("Class", "built exactly (OpenML 50)", table=tic_tac_toe, paper_share=0.1),
-    "breast-cancer": _own("load_breast_cancer"),
-    "wine": _own("load_wine"),
-    "digits": _own("load_digits"),
-    "diabetes-progression": _own("load_diabetes"),
-    "pharyngitis": Recipe("radt", "Kaggle yoshifumimiya/pharyngitis"),
-    "health-insurance": Recipe("Response", "Kaggle owaiskhan9654/health-insurance-lead-prediction-raw-data"),
-    "kidney-stone": Recipe("target", "Kaggle competition playground-series-s3e12"),
-    "spaceship-titanic": Recipe("Transported", "Kaggle competition spaceship-titanic"),
-}
-
-
-def dataset_names() -> list[str]:
-    """The names that `load_dataset` knows."""
-    return sorted(RECIPES)
-
-
 def load_dataset(
     name_or_csv: str, target: str | None = None, protocol: str = "default", data_home: Path | None = None
 ) -> Dataset:
-    """Load and prepare a data set.
+    """Load and prepare a data set; a file that is not here yet is fetched from its source (see `file_of`).
 
     Rows with a missing or infinite value are dropped, then the first 2,000 kept in file order; the identifier
     column is dropped (see `feature_columns`); text columns become the ranks of their sorted
@@ -133,14 +81,16 @@ def load_dataset(
     ranks, and some tables keep a seeded share of their rows.
 
     Args:
-        name_or_csv: one of `dataset_names()` (`_` may stand for `-`), or the path of a CSV file.
+        name_or_csv: one of `dataset_names()` (`_` may stand for `-`), such a name with `:synthetic` behind it
+            for the generated twin (see `datasets_twins`), or the path of a CSV file.
         target: the target's column; required for a CSV file; a named data set has its own.
         protocol: `default` or `paper`.
         data_home: folder with `<name>/*.csv`; default `ETPO_DATA_HOME`, else `~/.cache/etpo/data`.
 
     Raises:
         UnknownDataset: no data set has this name.
-        DatasetError: the file is absent or unreadable, lacks the target column, or its target has one class.
+        DatasetError: the file is absent and cannot be fetched, is not what was fetched, or is unreadable; it
+            lacks the target column, or its target has one class.
         ValueError: unknown protocol, or a CSV file without `target`.
     """
     if protocol not in PROTOCOLS:
@@ -153,46 +103,23 @@ def load_dataset(
         table = read_csv(path)
         name = path.stem
     else:
-        name = name_or_csv.replace("_", "-")
-        recipe = find_recipe(name)
+        name, recipe = recipe_of(name_or_csv)
         table = read_csv(file_of(name, data_home)) if recipe.table is None else recipe.table()
         if target is not None:
             recipe = replace(recipe, target=target)
     return prepare(name, table, recipe, protocol)
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe of a named data set (`_` may stand for `-`). UnknownDataset offers the nearest name."""
-    recipe = RECIPES.get(name.replace("_", "-"))
-    if recipe is None:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)
-        raise UnknownDataset(
-            f"unknown data set {name!r}; did you mean {near[0]}? (A file's name must end in .csv.)"
-        )
-    return recipe
-
-
-def file_of(name: str, data_home: Path | None = None) -> Path:
-    """The CSV file of a named data set: the only one in `<data home>/<name>` (`-` and `_` alike).
+def recipe_of(name: str) -> tuple[str, Recipe]:
+    """The name as it is spelled here, and its recipe; of NAME:synthetic the twin's.
 
     Raises:
         UnknownDataset: no data set has this name.
-        DatasetError: the folder or the file is absent, or there are several files.
     """
-    recipe = find_recipe(name)
-    if data_home is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        data_home = Path(os.environ.get("ETPO_DATA_HOME") or cache / "etpo" / "data").expanduser()
-    name = name.replace("_", "-")
-    for folder in (data_home / name, data_home / name.replace("-", "_")):
-        files = sorted(folder.glob("*.csv"))
-        if len(files) == 1:
-            return files[0]
-        if files:
-            raise DatasetError(f"{folder} holds {len(files)} CSV files; keep only the table with the target")
-    raise DatasetError(
-        f"data set {name} is not here; get it from {recipe.source} and put its CSV file in {data_home / name}"
-    )
+    found = find_name(name.removesuffix(SYNTHETIC))
+    if name.endswith(SYNTHETIC):
+        return found + SYNTHETIC, twin_recipe(found)
+    return found, find_recipe(found)
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -222,7 +149,9 @@ def prepare(name: str, table: pd.DataFrame, recipe: Recipe, protocol: str) -> Da
             f"{target!r} are left; expected at least 1 feature and 2 values"
         )
     x, y, class_names = to_arrays(table, features, target, paper)
-    return Dataset(name, x, y, tuple(map(str, features)), class_names, recipe.source, False, target, protocol)
+    is_twin = name.endswith(SYNTHETIC)
+    feature_names = tuple(map(str, features))
+    return Dataset(name, x, y, feature_names, class_names, recipe.source, is_twin, target, protocol)
 
 
 def feature_columns(table: pd.DataFrame, target: str) -> list:

@@ -1,8 +1,8 @@
 """What the agent reads: the task prompt, and after a failed program the reflection prompt.
 
-The form here is *completion*: the prompt ends in the signature of `build_model`, and the action is the
-indented body. A state is a pure function of the data set's description and of the last failure, so that
-equal states are equal strings and share one prefill.
+A prompt ends in the signature of `build_model`, and the action is the indented body; `prompts_forms` puts it
+to models of other kinds. A state is a pure function of the data set's description and of the last failure, so
+that equal states are equal strings and share one prefill.
 """
 
 import re
@@ -24,16 +24,17 @@ def task_prompt(name: str, n_rows: int, n_features: int, n_classes: int) -> str:
     )
 
 
-def reflection_prompt(task: str, body: str, error: str) -> str:
+def reflection_prompt(task: str, body: str, error: str, signature: str = SIGNATURE) -> str:
     """The state after a failed program: what was tried, how it failed, and the signature again.
 
     Args:
-        task: the episode's task prompt (it ends in `SIGNATURE`).
+        task: the episode's task prompt (it ends in the signature).
         body: the failed action as it was drawn.
         error: one line that says what went wrong (see `describe_error`).
+        signature: the line with `def` of the function that is asked for.
     """
     failed = body if body.endswith("\n") else body + "\n"
-    return f"{task}{failed}# Failed: {error}\n# Corrected:\n{SIGNATURE}"
+    return f"{task}{failed}# Failed: {error}\n# Corrected:\n{signature}"
 
 
 def describe_error(exception: BaseException, line: int | None, limit: int = 160) -> str:
@@ -55,6 +56,7 @@ def describe_error(exception: BaseException, line: int | None, limit: int = 160)
 def clean_message(message: str) -> str:
     """A message without what says nothing of the mistake: paths, addresses, the order of sets, the data."""
     message = re.sub(r" \((/[^)]*|unknown location)\)", "", message)
+    message = re.sub(r"(?:^|(?<=['\"\s=]))/(?:[\w.+-]+/)+(?=[\w.+-])", "", message)
     message = re.sub(r"0x[0-9a-fA-F]{6,}", "0x…", message)
     message = re.sub(r"array=\[[^\]]*\]?", "array=[…]", message)
     return re.sub(r"\{('[^{}]*')\}", lambda m: "{" + ", ".join(sorted(m[1].split(", "))) + "}", message)

@@ -1,6 +1,7 @@
 """Runs programs that nobody has read: one process for each split of each program, forked from a warm server.
 
-What the box promises, one hostile test each (`tests/envs/test_sandbox.py`):
+What the box promises, hostile tests for each (`tests/envs/test_sandbox.py`, `test_hostile.py`,
+`test_honest.py`; the programs are in `etpo.bench.sandbox_hostile`):
 
 - A program cannot take the trainer down, nor keep it waiting past the time limit.
 - Validation labels never leave the trainer. A child holds the arrays of its own split only, and nothing that
@@ -8,16 +9,37 @@ What the box promises, one hostile test each (`tests/envs/test_sandbox.py`):
 - Limits on wall-clock, CPU, address space, file size, open files and processes; afterwards every process that
   descends from the program is killed and its working folder deleted.
 - Started by root, each slot runs under a user id of its own, never shared, never `nobody`.
+- A program reads the interpreter and its packages, and no tables, data homes, home folders or other runs
+  (Landlock, and a mount namespace). It writes to its own folder only: 64 MiB, in memory, gone with it.
+- It opens no socket, starts no other program, and sees and signals no process but its own (seccomp; process
+  and network namespaces).
+- It leaves no word to a later split, and finds none: no files, processes or shared memory, no locks on files
+  that both can read, no watches on them, no time stamps. What runs at the same time has the same labels
+  (`Scorer` runs splits one after another).
 
-What it does not protect against yet: reading files that the user (or, started by root, everybody) may read,
-the data sets among them; network sockets; files left in folders that everybody may write to; filling the disk
-with many files. Where the trainer is not root, a program has the trainer's own user, and can signal its
-processes.
+Each layer is put on where the kernel permits it; `Sandbox.layers` tells which are in force. `strict` refuses
+to run with fewer than all, `default` warns once, `off` keeps the limits only and has to be confirmed.
+
+What it does not protect against:
+
+- A hole in the kernel, or one in the processor that leaks memory between processes.
+- Without root or user namespaces (some containers): what the missing layers would have stopped. There, a
+  program has the trainer's user, sees that other processes exist, and fills the disk rather than its own
+  64 MiB; it has no shared memory, so that `multiprocessing` fails. A system that has neither Landlock nor
+  seccomp lets it do what the user may do.
+- Traces in the hardware and the kernel: which pages of a library are in the page cache or in the processor's
+  caches, how far the kernel's counters have come. Native code that times its reads could tell a later split
+  something that way. So could two runs of the trainer on one machine that hold the same table, at once.
+- The machine's memory and processors: limits hold for each process, and a program may have 64. Short of
+  memory, the kernel ends its processes first.
+- Tables that some other installed package brings along, or that a data set shares with what the model knows
+  by heart: what a program contains in its own text is its own.
 """
 
 import ast
 import contextlib
 import fcntl
+import json
 import os
 import select
 import socket
@@ -30,53 +52,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from etpo.envs import sandbox_wire as wire
+from etpo.envs.sandbox_arrays import SplitArrays
+from etpo.envs.sandbox_mode import (
+    MODES,
+    LayerReport,
+    SandboxError,
+    ask_for_off,
+    check_strict,
+    hidden_paths,
+    warn_once,
+)
 from etpo.envs.sandbox_result import Failure, SplitResult, result_of, sent_too_much
 
 SERVER_FILE = Path(__file__).with_name("sandbox_server.py")
 PIPE_BYTES = 2**20
 MAX_COLUMNS = 1_000
-
-
-class SandboxError(Exception):
-    """The sandbox itself cannot work: its server does not start, or a mode was asked for that it lacks."""
-
-
-class SplitArrays:
-    """The arrays of one split in sealed anonymous memory, for the children that are given its descriptor.
-
-    Args:
-        x_train: [n_train, features] float64.
-        y_train: [n_train] int64.
-        x_val: [n_val, features] float64. There is deliberately no y_val.
-    """
-
-    def __init__(self, x_train: np.ndarray, y_train: np.ndarray, x_val: np.ndarray) -> None:
-        self.fd = -1
-        if x_train.ndim != 2 or x_val.ndim != 2 or y_train.shape != x_train.shape[:1]:
-            raise ValueError(
-                "expected x_train [n, f], y_train [n], x_val [m, f]; "
-                f"got {x_train.shape}, {y_train.shape}, {x_val.shape}"
-            )
-        self.n_val = x_val.shape[0]
-        self.fd = os.memfd_create("split", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        with open(self.fd, "wb", closefd=False) as file:
-            file.write(wire.ARRAYS.pack(x_train.shape[0], x_val.shape[0], x_train.shape[1]))
-            file.write(np.ascontiguousarray(x_train, np.float64).tobytes())
-            file.write(np.ascontiguousarray(y_train, np.int64).tobytes())
-            file.write(np.ascontiguousarray(x_val, np.float64).tobytes())
-        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def __del__(self) -> None:
-        self.close()
 
 
 @dataclass
@@ -132,7 +123,8 @@ class Sandbox:
     """Runs jobs (program, arrays of one split, seed), many at once. A context manager; for one thread.
 
     Args:
-        mode: `default`. (`strict` refuses to start while the kernel layers are missing.)
+        mode: `strict` raises SandboxError unless every layer is in force, `default` warns of what is missing,
+            `off` keeps the limits only, after consent (see `sandbox_mode.ask_for_off`).
         timeout_s: wall-clock seconds for one split, unless a job gives its own.
         memory_mib: what a program may allocate on top of what the libraries take.
         workers: processes at once; default one for each core this process may use.
@@ -145,17 +137,16 @@ class Sandbox:
         memory_mib: int = 2048,
         workers: int | None = None,
     ) -> None:
-        if mode == "strict":
-            raise SandboxError(
-                "--sandbox strict needs Landlock, seccomp and namespaces; use --sandbox default"
-            )
-        if mode != "default":
-            raise ValueError(f"sandbox must be default or strict, got {mode!r}")
+        if mode not in MODES:
+            raise ValueError(f"sandbox must be one of {', '.join(MODES)}, got {mode!r}")
         if not timeout_s > 0 or memory_mib <= 0:
             raise ValueError(f"timeout_s and memory_mib must be positive, got {timeout_s} and {memory_mib}")
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
         if not 1 <= workers <= 256:
             raise ValueError(f"workers must be 1 to 256, got {workers}")
+        if mode == "off":
+            ask_for_off()
+        self.mode = mode
         self.timeout_s = timeout_s
         self.memory_mib = memory_mib
         self.workers = workers
@@ -166,7 +157,14 @@ class Sandbox:
         self._done: deque[tuple[int, SplitResult]] = deque()
         self._closed = False
         self._process: subprocess.Popen | None = None
+        self._layers: LayerReport | None = None
         self._start()
+        if mode == "strict":
+            try:
+                self.layers()
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -207,11 +205,24 @@ class Sandbox:
                 self._server_died()
         return self._done.popleft()
 
-    def run(self, jobs: Iterable[tuple[str, SplitArrays, int]]) -> list[SplitResult]:
+    def run(
+        self, jobs: Iterable[tuple[str, SplitArrays, int]], timeout_s: float | None = None
+    ) -> list[SplitResult]:
         """Run (source, arrays, seed) jobs in parallel; results in the order of submission."""
-        numbers = [self.submit(*job) for job in jobs]
+        numbers = [self.submit(*job, timeout_s) for job in jobs]
         results = dict(self.wait() for _ in numbers)
         return [results[number] for number in numbers]
+
+    def layers(self) -> LayerReport:
+        """Which layers are around each program. Waits for the server, a few seconds after its start."""
+        while self._layers is None:
+            try:
+                if self._process is None:
+                    self._start()
+                self._receive()
+            except ConnectionError:
+                self._server_died()
+        return self._layers
 
     def cancel(self) -> None:
         """Drop all that is under way and kill what runs, as after an interrupt. The sandbox stays usable."""
@@ -233,7 +244,7 @@ class Sandbox:
             ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1"
         )
         libraries = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
-        arguments = (theirs.fileno(), self._folder, self.workers, self.memory_mib)
+        arguments = (theirs.fileno(), self._folder, self.workers, self.memory_mib, self.mode, *hidden_paths())
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-B", "-X", "utf8", str(SERVER_FILE), *map(str, arguments)],
             stdin=subprocess.DEVNULL,
@@ -324,12 +335,12 @@ class Sandbox:
                 if fd in self._by_fd:
                     self._read_some(self._by_fd[fd])
                 continue
-            report = self._control.recv(wire.REPORT.size)
+            report = self._control.recv(wire.MAX_REPORT_BYTES)
             if not report:
                 raise ConnectionError
-            number, how, value, wall_s = wire.REPORT.unpack(report)
+            number, how, value, wall_s = wire.REPORT.unpack_from(report)
             if number == wire.READY:
-                self._ready = True
+                self._take_layers(LayerReport(**json.loads(report[wire.REPORT.size :])))
             else:
                 job = self._sent.pop(number)
                 while self._read_some(job):
@@ -340,6 +351,15 @@ class Sandbox:
                 else:
                     result = result_of(bytes(job.received), how, value, wall_s, job.timeout_s)
                 self._done.append((number, result))
+
+    def _take_layers(self, report: LayerReport) -> None:
+        """The server is ready, and has told its layers."""
+        self._ready = True
+        self._layers = report
+        if self.mode == "strict":
+            check_strict(report)
+        elif self.mode == "default":
+            warn_once(report)
 
     def _read_some(self, job: _Job) -> bool:
         """Read once from a job's pipe; False where there is no more now. Who sends too much is hung up on."""

@@ -4,7 +4,6 @@ Loaded by the server by path; imports nothing of etpo. See `sandbox.py` for what
 """
 
 import contextlib
-import ctypes
 import io
 import os
 import random
@@ -14,29 +13,48 @@ import sys
 import tempfile
 import traceback
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import joblib
 import numpy as np
+import sandbox_kernel as kernel
 import sandbox_wire as wire
+from sandbox_seccomp import seccomp_filter
+from sandbox_view import HOME, SHARED_MEMORY
 
 PROGRAM_NAME = "<program>"
-DATA_FD, RESULT_FD, FIRST_FREE_FD = 3, 4, 5
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+DATA_FD, RESULT_FD, RULESET_FD, FIRST_FREE_FD = 3, 4, 5, 6
 MAX_FILE_BYTES = 16 * 2**20
 MAX_OPEN_FILES = 64
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 @dataclass(frozen=True)
-class Limits:
-    """What a child may use. `uid` is None where the server is not root: the child then keeps its user."""
+class Box:
+    """What is put around one child. None stands for a layer that this machine does not permit.
+
+    Attributes:
+        folder: the child's own folder; in a room it is `sandbox_view.HOME`.
+        uid: the user to become; None: the child keeps the server's.
+        room: the pidfd of the init whose mount namespace is to be entered.
+        ruleset: descriptor of the Landlock rules.
+        filter: the seccomp filter, as packed instructions.
+        signals_to_self_only: let the seccomp filter refuse signals to other processes, too.
+    """
 
     timeout_s: float
     address_space_bytes: int
     processes: int
-    uid: int | None
+    folder: str
+    uid: int | None = None
+    room: int | None = None
+    ruleset: int | None = None
+    filter: bytes | None = None
+    signals_to_self_only: bool = False
+
+
+class LayerError(Exception):
+    """A layer could not be put on. Arguments: its name, and the reason in words."""
 
 
 class SearchRefused(Exception):
@@ -67,55 +85,89 @@ class _CutText(io.TextIOBase):
         return "".join(self._parts)
 
 
-def enter(data_fd: int, result_fd: int, folder: str, limits: Limits, server_pid: int) -> None:
-    """Turn a fresh fork of the server into a confined process: session, descriptors, limits, user, folder.
-
-    A further layer (Landlock, seccomp) belongs at the end of this function.
-    """
+def enter(data_fd: int, result_fd: int, box: Box, server_pid: int) -> None:
+    """Turn a fresh fork of the server into a confined process. LayerError names what did not work."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _keep_descriptors(data_fd, result_fd)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    cpu_s = int(limits.timeout_s) + 2  # one second before the hard limit comes SIGXCPU, which says what it is
+    if box.room is not None:
+        with _layer(wire.MOUNT_NAMESPACE):
+            kernel.setns(box.room, kernel.CLONE_NEWNS)
+    with _layer(wire.LIMITS):
+        _keep_descriptors(data_fd, result_fd, box.ruleset)
+        _limit(box)
+        _move_in(box)
+    if box.uid is not None:
+        with _layer(wire.OWN_USER):
+            os.setgroups([])
+            os.setresgid(box.uid, box.uid, box.uid)
+            os.setresuid(box.uid, box.uid, box.uid)
+    with _layer(wire.NO_NEW_PRIVILEGES):
+        kernel.drop_capabilities()
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != (server_pid if box.room is None else 0):  # 0: a parent outside the room
+            os._exit(1)
+    if box.ruleset is not None:
+        with _layer(wire.LANDLOCK):
+            kernel.landlock_restrict(RULESET_FD)
+            os.close(RULESET_FD)
+    if box.filter is not None:
+        with _layer(wire.SECCOMP):
+            only = os.getpid() if box.signals_to_self_only else None
+            program = box.filter if only is None else seccomp_filter(os.uname().machine, only)
+            kernel.install_filter(program)
+
+
+@contextlib.contextmanager
+def _layer(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise LayerError(name, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _limit(box: Box) -> None:
+    cpu_s = int(box.timeout_s) + 2  # one second before the hard limit comes SIGXCPU, which says what it is
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     for what, value in (
-        (resource.RLIMIT_AS, limits.address_space_bytes),
+        (resource.RLIMIT_AS, box.address_space_bytes),
         (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
-        (resource.RLIMIT_NPROC, limits.processes),
+        (resource.RLIMIT_NPROC, box.processes),
         (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
         (resource.RLIMIT_CORE, 0),
     ):
         hard = resource.getrlimit(what)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(what, (value, value))
+
+
+def _move_in(box: Box) -> None:
+    """Make the own folder the working folder, and the place for temporary files."""
     os.umask(0o077)
-    os.chdir(folder)
+    if box.room is not None and box.uid is not None:
+        for folder in (HOME, SHARED_MEMORY):
+            os.chown(folder, box.uid, box.uid)
+    os.chdir(box.folder)
     for name in ("HOME", "TMPDIR", "SCIKIT_LEARN_DATA"):
-        os.environ[name] = folder
+        os.environ[name] = box.folder
     tempfile.tempdir = None
-    if limits.uid is not None:
-        os.setgroups([])
-        os.setresgid(limits.uid, limits.uid, limits.uid)
-        os.setresuid(limits.uid, limits.uid, limits.uid)
-    _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != server_pid:
-        os._exit(1)
 
 
-def _keep_descriptors(data_fd: int, result_fd: int) -> None:
-    """Leave /dev/null as 0, 1, 2 and the two given descriptors as 3 and 4; close all others."""
+def _keep_descriptors(data_fd: int, result_fd: int, ruleset_fd: int | None) -> None:
+    """Leave /dev/null as 0, 1, 2 and the given descriptors as 3, 4 and 5; close all others."""
     null = os.open(os.devnull, os.O_RDWR)
-    high = 1 + max(null, data_fd, result_fd, FIRST_FREE_FD)
-    os.dup2(data_fd, high)
-    os.dup2(result_fd, high + 1)
+    given = [data_fd, result_fd, *([] if ruleset_fd is None else [ruleset_fd])]
+    high = 1 + max(null, FIRST_FREE_FD, *given)
+    for i, fd in enumerate(given):
+        os.dup2(fd, high + i)
     for target in (0, 1, 2):
         os.dup2(null, target)
-    os.dup2(high, DATA_FD, inheritable=False)
-    os.dup2(high + 1, RESULT_FD, inheritable=False)
-    os.closerange(FIRST_FREE_FD, os.sysconf("SC_OPEN_MAX"))
+    for i in range(len(given)):
+        os.dup2(high + i, DATA_FD + i, inheritable=False)
+    os.closerange(DATA_FD + len(given), os.sysconf("SC_OPEN_MAX"))
 
 
 def read_arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -137,6 +189,7 @@ def read_arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def run(source: str, seed: int) -> None:
     """Run the program on the arrays at `DATA_FD`, write one frame to `RESULT_FD`, end the process."""
     own_pid = os.getpid()
+    kernel.prctl(kernel.PR_SET_NAME, b"etpo-split")
     out = _CutText(wire.MAX_STDOUT_BYTES)
     sys.stdout = sys.stderr = out
     code = 0

@@ -1,12 +1,12 @@
 """The warm server of the sandbox: imports scikit-learn once, then forks one process for each split.
 
-Started by `Sandbox` as `python -I sandbox_server.py CONTROL_FD FOLDER WORKERS MEMORY_MIB`. It never sees a
-validation label, never reads a split's arrays (it passes their descriptor on), and never enters an OpenMP
-region, which would not survive a fork. Imports nothing of etpo.
+Started by `Sandbox` as `python -I sandbox_server.py CONTROL_FD FOLDER WORKERS MEMORY_MIB MODE [HIDDEN…]`. It
+never sees a validation label, never reads a split's arrays (it passes their descriptor on), and never enters
+an OpenMP region, which would not survive a fork. Imports nothing of etpo.
 """
 
 import contextlib
-import ctypes
+import json
 import os
 import resource
 import select
@@ -18,18 +18,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 OWN_PROCESSES = 64  # that one program may have at once, threads included
 STRAY_LIMIT_S = 5.0
 
 
 @dataclass
 class Running:
-    """One forked split: its job number, its slot (which gives its user), its folder, its start and limit."""
+    """One forked split: its job number, its slot (which gives its user), where it is, its start and limit."""
 
     job: int
     slot: int
     folder: str
+    room: "sandbox_rooms.Room | None"
     started: float
     deadline: float
     timed_out: bool = False
@@ -44,19 +44,6 @@ def refuse_search_estimators(refusal: type[Exception]) -> None:
 
     _search.BaseSearchCV.fit = fit
     _search_successive_halving.BaseSuccessiveHalving.fit = fit
-
-
-def first_uid() -> int | None:
-    """First of this server's user ids, one a slot; None where the server may not change its user.
-
-    Derived from the process id, so that two servers on one machine share none.
-    """
-    if os.geteuid() != 0:
-        return None
-    with open("/proc/self/uid_map") as file:
-        mapped = max(int(start) + int(length) for start, _, length in map(str.split, file))
-    wanted = 1_000_000 + 256 * os.getpid()
-    return wanted if wanted + 256 < mapped else 20_000 + 256 * os.getpid() % 40_000
 
 
 def children_of_this_process() -> set[int]:
@@ -75,25 +62,37 @@ def children_of_this_process() -> set[int]:
 class Server:
     """Forks, watches, kills and reaps. One thread; everything happens in `serve`."""
 
-    def __init__(self, control: socket.socket, folder: str, workers: int, memory_mib: int) -> None:
+    def __init__(
+        self, control: socket.socket, folder: str, workers: int, memory_mib: int, layers: "Layers"
+    ) -> None:
         self.control = control
         self.folder = folder
-        self.uid = first_uid()
+        self.layers = layers
+        self.workers = workers
         self.free_slots = list(range(workers))
         self.running: dict[int, Running] = {}
         with open("/proc/self/statm") as file:
             own_bytes = int(file.read().split()[0]) * resource.getpagesize()
         self.address_space_bytes = own_bytes + memory_mib * 2**20
-        # The limit counts every process of the user: where users are not changed, those that run already too.
-        self.processes = OWN_PROCESSES if self.uid is not None else OWN_PROCESSES + _threads_of_user()
+
+    def _processes(self) -> int:
+        """The limit counts every process of the user: where users are not changed, those that run already."""
+        if self.layers.uid is not None:
+            return OWN_PROCESSES
+        if self.layers.rooms is not None:  # a user namespace counts for itself: inits, porter, server
+            return OWN_PROCESSES * self.workers + 2 * self.workers + 16
+        return OWN_PROCESSES + _threads_of_user()
 
     def serve(self) -> None:
         """Work until the trainer hangs up."""
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        self._rehearse()
-        self.control.send(wire.REPORT.pack(wire.READY, wire.EXITED, 0, 0.0))
+        while (problem := self._rehearse()) is not None:
+            if not self.layers.drop(*problem):
+                sys.exit(f"a child cannot be confined: {problem[0]}: {problem[1]}")
+        layers = json.dumps({"in_force": self.layers.in_force, "missing": self.layers.missing}).encode()
+        self.control.send(wire.REPORT.pack(wire.READY, wire.EXITED, 0, 0.0) + layers)
         poll = select.poll()
         poll.register(wake_read, select.POLLIN)
         while True:
@@ -112,30 +111,37 @@ class Server:
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                     self._finish(pid)
 
-    def _rehearse(self) -> None:
-        """Confine one child that runs nothing, so that a machine where this fails says so at the start."""
-        limits = child.Limits(1.0, self.address_space_bytes, self.processes, self.uid)
-        server_pid = os.getpid()
+    def _rehearse(self) -> tuple[str, str] | None:
+        """Confine one child that runs nothing. (layer, reason) where a layer could not be put on."""
+        read, write = os.pipe2(os.O_CLOEXEC)
         null = os.open(os.devnull, os.O_RDWR)
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                child.enter(null, null, self.folder, limits, server_pid)
-                code = 0
-            except OSError as error:
-                code = error.errno or 1
-            finally:
-                os._exit(code)
-        os.close(null)
+        folder = os.path.join(self.folder, "rehearsal")
+        try:
+            pid, room = self._fork(None, 0, 1.0, [null, write], folder)
+        except OSError as error:
+            return wire.PROCESS_NAMESPACE, error.strerror or str(error)
+        finally:
+            os.close(null)
+            os.close(write)
+        with open(read, encoding="utf-8") as file:
+            said = file.read()
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if code != 0:
-            sys.exit(f"a child cannot be confined: {os.strerror(code) if code > 0 else f'signal {-code}'}")
+        self._clear(0, folder, room)
+        if said:
+            layer, _, reason = said.partition(": ")
+            return layer, reason
+        if code == -signal.SIGSYS:
+            return wire.SECCOMP, "the filter does not fit this processor"
+        return None if code == 0 else (wire.LIMITS, f"a rehearsal ended with code {code}")
 
     def close(self) -> None:
-        for pid in self.running:
+        for pid, run in self.running.items():
             _kill_group(pid)
+            os.waitpid(pid, 0)
+            if run.room is not None:
+                run.room.close()
         self.running.clear()
+        self.layers.close()
         self._kill_strays(0)
         _remove_folder(self.folder)
 
@@ -151,8 +157,12 @@ class Server:
             return
         job, seed, timeout_s = wire.REQUEST.unpack_from(message)
         slot = self.free_slots.pop()
+        folder = os.path.join(self.folder, f"{slot}-{job}")
+        program = (message[wire.REQUEST.size :].decode(), seed)
         try:
-            self._fork(job, slot, timeout_s, fds, message[wire.REQUEST.size :], seed)
+            started = time.monotonic()
+            pid, room = self._fork(program, slot, timeout_s, fds, folder)
+            self.running[pid] = Running(job, slot, folder, room, started, started + timeout_s)
         except OSError:  # no room for a folder or a process: this split fails, the server goes on
             self.free_slots.append(slot)
             self.control.send(wire.REPORT.pack(job, wire.EXITED, 1, 0.0))
@@ -161,24 +171,49 @@ class Server:
                 os.close(fd)
 
     def _fork(
-        self, job: int, slot: int, timeout_s: float, fds: Sequence[int], source: bytes, seed: int
-    ) -> None:
-        folder = os.path.join(self.folder, f"{slot}-{job}")
-        os.mkdir(folder, 0o700)
-        uid = None if self.uid is None else self.uid + slot
-        if uid is not None:
-            os.chown(folder, uid, uid)
-        limits = child.Limits(timeout_s, self.address_space_bytes, self.processes, uid)
-        started = time.monotonic()
+        self, program: tuple[str, int] | None, slot: int, timeout_s: float, fds: Sequence[int], folder: str
+    ) -> tuple[int, "sandbox_rooms.Room | None"]:
+        """Fork a confined child that runs (source, seed), or only rehearses. Returns its process id and room.
+
+        Args:
+            fds: of the arrays, and of the pipe for the result (of a rehearsal: for what went wrong).
+            folder: where there are no rooms, what to make as the child's own.
+        """
+        rooms, uid = self.layers.rooms, self.layers.uid
+        uid = None if uid is None else uid + slot
+        room = None if rooms is None else rooms.open()
+        if room is None:
+            os.mkdir(folder, 0o700)
+            if uid is not None:
+                os.chown(folder, uid, uid)
+        ruleset = self.layers.ruleset(folder)
+        box = child.Box(
+            timeout_s, self.address_space_bytes, self._processes(), HOME if room else folder, uid,
+            room.pidfd if room else None, ruleset, self.layers.filter, self.layers.signals_to_self_only,
+        )  # fmt: skip
         server_pid = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                child.enter(*fds, folder, limits, server_pid)
-                child.run(source.decode(), seed)
-            finally:
-                os._exit(1)
-        self.running[pid] = Running(job, slot, folder, started, started + timeout_s)
+        try:
+            if rooms is not None and room is not None:
+                rooms.enter_next_fork(room)
+            pid = os.fork()
+            if pid == 0:
+                _be_child(program, fds, box, server_pid)
+        except OSError:
+            self._clear(slot, folder, room)
+            raise
+        finally:
+            self.layers.give_back(ruleset)
+            if rooms is not None:
+                rooms.leave()
+        return pid, room
+
+    def _clear(self, slot: int, folder: str, room: "sandbox_rooms.Room | None") -> None:
+        """End all that a split, which has been reaped itself, left behind: processes and files."""
+        if room is not None:
+            room.close()
+        else:
+            self._kill_strays(slot)
+            _remove_folder(folder)
 
     def _kill_late(self) -> None:
         now = time.monotonic()
@@ -193,8 +228,7 @@ class Server:
         _kill_group(pid)  # before the reaping: until then nobody else can have this process group
         status = os.waitpid(pid, 0)[1]
         wall_s = time.monotonic() - run.started
-        self._kill_strays(run.slot)
-        _remove_folder(run.folder)
+        self._clear(run.slot, run.folder, run.room)
         if run.timed_out:
             how, value = wire.TIMED_OUT, 0
         elif os.WIFSIGNALED(status):
@@ -214,11 +248,26 @@ class Server:
             for pid in strays:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
-            if self.uid is not None:
-                _kill_user(self.uid + slot)
+            if self.layers.uid is not None:
+                _kill_user(self.layers.uid + slot)
             if time.monotonic() > give_up:
                 return
             time.sleep(0.001)
+
+
+def _be_child(program: tuple[str, int] | None, fds: Sequence[int], box: "child.Box", server_pid: int) -> None:
+    try:
+        child.enter(*fds, box, server_pid)
+        if program is not None:
+            child.run(*program)
+        os._exit(0)
+    except child.LayerError as error:
+        if program is None:
+            # The first step comes before the descriptors have moved.
+            fd = fds[1] if error.args[0] == wire.MOUNT_NAMESPACE else child.RESULT_FD
+            os.write(fd, ": ".join(error.args).encode())
+    finally:
+        os._exit(1)
 
 
 def _kill_user(uid: int) -> None:
@@ -256,14 +305,15 @@ def _threads_of_user() -> int:
     return count
 
 
-def main() -> None:
-    control_fd, folder, workers, memory_mib = sys.argv[1:]
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # children of the same user cannot read our memory or descriptors
+def main(layers: "Layers") -> None:
+    control_fd, folder, workers, memory_mib = sys.argv[1:5]
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("900")  # short of memory, the kernel is to end this and what it forks before the trainer
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # children of the same user cannot read our memory or descriptors
     refuse_search_estimators(child.SearchRefused)
     control = socket.socket(fileno=int(control_fd))
-    server = Server(control, folder, int(workers), int(memory_mib))
+    server = Server(control, folder, int(workers), int(memory_mib), layers)
     try:
         server.serve()
     finally:
@@ -272,11 +322,20 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    import sandbox_kernel as kernel
+    import sandbox_rooms
+    import sandbox_wire as wire
+    from sandbox_layers import Layers
+    from sandbox_view import HOME
+
+    own_folder = sys.path.pop(0)
+    # Before the imports below: namespaces want a process with one thread, and cheap forks a small one.
+    layers = Layers(sys.argv[5] != "off", sys.argv[2], sys.argv[6:])
+    sys.path.insert(0, own_folder)
     import sandbox_warm
 
     sandbox_warm.warm_up()
     import sandbox_child as child
-    import sandbox_wire as wire
 
     del sys.path[0]
-    main()
+    main(layers)

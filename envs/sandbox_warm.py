@@ -42,6 +42,7 @@ def warm_up() -> None:
     for name in [*MODULES.split(), *_submodules(sklearn.__path__, "sklearn.")]:
         with contextlib.suppress(Exception):  # optional dependencies, such as matplotlib
             importlib.import_module(name)
+    _leave_proc_alone()
     _run_a_little()
     gc.collect()
     gc.freeze()  # a collection in a child then leaves all of this alone
@@ -56,6 +57,13 @@ def _submodules(folders: Iterable[str], prefix: str) -> Iterator[str]:
             yield module.name
             if module.ispkg:
                 yield from _submodules([f"{folder}/{name}" for folder in folders], module.name + ".")
+
+
+def _leave_proc_alone() -> None:
+    """A program has no /proc: threadpoolctl, which scikit-learn's neighbours call, is to ask the loader."""
+    import threadpoolctl
+
+    threadpoolctl._HAS_PROCFS = False  # older releases do not look at it, and ask the loader anyway
 
 
 def _run_a_little() -> None:

@@ -11,10 +11,20 @@ import struct
 REQUEST = struct.Struct("<QId")
 
 # server -> trainer, one datagram a finished job: job number, how it ended (below), exit code or signal,
-# seconds of wall-clock. A report with job number `READY` says that the server has finished its imports.
+# seconds of wall-clock. A report with job number `READY` says that the server has finished its imports;
+# behind it stand the layers as JSON: {"in_force": {layer: what holds}, "missing": {layer: why not}}.
 REPORT = struct.Struct("<QBid")
 READY = 2**64 - 1
 EXITED, SIGNALLED, TIMED_OUT = range(3)
+MAX_REPORT_BYTES = 16_384
+
+LIMITS, NO_NEW_PRIVILEGES, OWN_USER = "resource limits", "no new privileges", "own user id"
+PROCESS_NAMESPACE, MOUNT_NAMESPACE = "process namespace", "mount namespace"
+NETWORK_NAMESPACE, LANDLOCK, SECCOMP = "network namespace", "Landlock", "seccomp filter"
+LAYERS = (
+    LIMITS, NO_NEW_PRIVILEGES, OWN_USER, PROCESS_NAMESPACE, MOUNT_NAMESPACE, NETWORK_NAMESPACE, LANDLOCK,
+    SECCOMP,
+)  # fmt: skip
 
 # The sealed memory: rows of the training half, rows of the validation half, features; then x_train (float64),
 # y_train (int64), x_val (float64), all row-major.

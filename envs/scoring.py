@@ -1,5 +1,6 @@
 """The reward of a program: its mean ROC AUC over random halvings of the data, scored where the labels are."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Split:
-    """One halving: what a child gets (`arrays`), and what stays here."""
+    """One halving: what a child gets (`arrays`), and what stays here. `y_val` has the order of its x_val."""
 
     seed: int
     arrays: SplitArrays
@@ -51,8 +52,12 @@ class Split:
 class Scorer:
     """Scores programs on one data set. Results are kept by the program's text.
 
-    A program is scored on split 0 first; the other splits run only if that went well. Split `seed` trains on
-    the half that `train_test_split(test_size=0.5, random_state=seed)` gives: shuffled, not stratified.
+    Programs run in parallel, splits one after another: what runs at the same time has the same labels, and so
+    nothing to tell each other (one split's training half holds half of another's validation labels). A
+    program that fails on a split is not run on the next.
+
+    Split `seed` trains on the half that `train_test_split(test_size=0.5, random_state=seed)` gives: shuffled,
+    not stratified.
 
     Args:
         dataset: what to score on.
@@ -97,49 +102,38 @@ class Scorer:
         return [self._kept[action] for action in actions]
 
     def _run(self, actions: list[str]) -> None:
-        """Run the splits of all actions, and keep each action's score when its last split is in."""
-        jobs: dict[int, tuple[str, int]] = {}
-        results: dict[str, dict[int, SplitResult]] = {}
+        """Run actions that are not known yet, split after split, and keep their scores."""
         sources = {action: as_program(action) for action in actions}
+        aucs: dict[str, list[float]] = {}
+        wall_s = dict.fromkeys(actions, 0.0)
 
-        def submit(action: str, index: int) -> None:
-            split = self.splits[index]
-            number = self.sandbox.submit(sources[action], split.arrays, split.seed, self.timeout_s)
-            jobs[number] = (action, index)
+        def fail(action: str, failure: Failure, outcome: str) -> None:
+            error = _one_line(failure, action, sources[action])
+            self._kept[action] = failed(outcome, error, wall_s[action])
+            aucs.pop(action, None)
 
         for action in actions:
             if (verdict := refuse(sources[action])) is not None:
-                outcome, failure = verdict
-                self._kept[action] = failed(outcome, _one_line(failure, action, sources[action]), 0.0)
+                fail(action, verdict[1], verdict[0])
             else:
-                results[action] = {}
-                submit(action, 0)
-        while jobs:
-            number, result = self.sandbox.wait()
-            action, index = jobs.pop(number)
-            results[action][index] = result
-            if index == 0 and result.outcome == "ok" and self._auc(0, result)[1] is None:
-                for later in range(1, len(self.splits)):
-                    submit(action, later)
-                if len(self.splits) > 1:
-                    continue
-            if not any(waiting == action for waiting, _ in jobs.values()):
-                self._kept[action] = self._score(action, sources[action], results.pop(action))
-
-    def _score(self, action: str, source: str, results: dict[int, SplitResult]) -> Score:
-        """Put a program's splits together. Of several failures the one of the lowest split counts."""
-        wall_s = sum(result.wall_s for result in results.values())
-        aucs = []
-        for index in sorted(results):
-            result = results[index]
-            if result.failure is not None:
-                return failed(result.outcome, _one_line(result.failure, action, source), wall_s)
-            auc, problem = self._auc(index, result)
-            if problem is not None:
-                return failed("invalid_output", f"invalid output: {problem}", wall_s)
-            aucs.append(auc)
-        mean = float(np.mean(aucs))
-        return Score(mean, "ok", mean, float(np.std(aucs)), None, wall_s, tuple(aucs))
+                aucs[action] = []
+        for index, split in enumerate(self.splits):
+            running = list(aucs)
+            jobs = [(sources[action], split.arrays, split.seed) for action in running]
+            for action, result in zip(running, self.sandbox.run(jobs, self.timeout_s), strict=True):
+                wall_s[action] += result.wall_s
+                failure, outcome = result.failure, result.outcome
+                if failure is None:
+                    auc, problem = self._auc(index, result)
+                    if problem is None:
+                        aucs[action].append(auc)
+                        continue
+                    failure, outcome = Failure("invalid output", problem), "invalid_output"
+                fail(action, failure, outcome)
+        for action, found in aucs.items():
+            mean = float(np.mean(found))
+            spread = float(np.std(found))
+            self._kept[action] = Score(mean, "ok", mean, spread, None, wall_s[action], tuple(found))
 
     def _auc(self, index: int, result: SplitResult) -> tuple[float, str | None]:
         """ROC AUC of one split, or NaN and what is wrong with the probabilities."""
@@ -161,8 +155,14 @@ def halves(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_split(dataset: Dataset, seed: int) -> Split:
-    """One halving of a data set. ValueError where a half holds fewer than two classes."""
+    """One halving of a data set. ValueError where a half holds fewer than two classes.
+
+    The validation rows are put in an order that only who has all labels can know: a program can compute the
+    halves itself, and in a table that is sorted by class a row's number tells its label.
+    """
     train, val = halves(len(dataset.y), seed)
+    key = hashlib.sha256(dataset.y.tobytes() + seed.to_bytes(8, "little")).digest()
+    val = np.random.default_rng(np.frombuffer(key, np.uint32)).permutation(val)
     y_train, y_val = dataset.y[train], dataset.y[val]
     for half, labels in (("training", y_train), ("validation", y_val)):
         if len(np.unique(labels)) < 2:

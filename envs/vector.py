@@ -1,6 +1,7 @@
 """Steps many environments at once; programs of data-science environments run in parallel processes."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,19 +115,35 @@ def make_env(spec: str, **kwargs: Any) -> gymnasium.Env:
     Raises:
         ValueError: no such module, class or id, or the class is no gymnasium environment.
     """
+    entry_point, own = _entry_point(spec)
+    if entry_point is None:
+        return gymnasium.make(spec, **kwargs)
+    return _load_class(entry_point)(**{**own, **kwargs})
+
+
+def takes(spec: str, parameter: str) -> bool:
+    """True where the constructor of an environment names a parameter; see `make_env` for what it raises."""
+    entry_point, _ = _entry_point(spec)
+    if entry_point is None:
+        return False
+    return parameter in inspect.signature(_load_class(entry_point).__init__).parameters
+
+
+def _entry_point(spec: str) -> tuple[str | None, dict[str, Any]]:
+    """(`module:Class`, its own arguments) of a class that is built here; None for one of gymnasium.make's."""
     if ":" in spec:
-        return _construct(spec, kwargs)
+        return spec, {}
     try:
         registered = gymnasium.spec(spec)
     except gymnasium.error.Error as error:
         raise ValueError(f"unknown environment {spec!r}: {error}; give an id or module:Class") from error
     if spec.startswith("etpo/"):  # not by gymnasium.make: its wrappers hide `finish` and take our arguments
         assert isinstance(registered.entry_point, str)
-        return _construct(registered.entry_point, {**registered.kwargs, **kwargs})
-    return gymnasium.make(spec, **kwargs)
+        return registered.entry_point, dict(registered.kwargs)
+    return None, {}
 
 
-def _construct(spec: str, kwargs: dict[str, Any]) -> gymnasium.Env:
+def _load_class(spec: str) -> type[gymnasium.Env]:
     module_name, _, class_name = spec.partition(":")
     here = str(Path.cwd())
     sys.path.append(here)
@@ -138,4 +155,4 @@ def _construct(spec: str, kwargs: dict[str, Any]) -> gymnasium.Env:
         sys.path.remove(here)
     if not (isinstance(env_class, type) and issubclass(env_class, gymnasium.Env)):
         raise ValueError(f"{spec!r} is not a gymnasium.Env class; derive it from gymnasium.Env")
-    return env_class(**kwargs)
+    return env_class

@@ -9,6 +9,7 @@ import pytest
 
 from etpo import __version__
 from etpo.cli.doctor import NOBODY, protections
+from etpo.engine.trained import load
 
 GOOD = (
     "from sklearn.linear_model import LogisticRegression\nreturn LogisticRegression().fit(x_train, y_train)\n"
@@ -53,6 +54,7 @@ def test_score_prints_one_json_object_and_exits_with_0_whatever_the_program_did(
     assert list(record) == ["reward", "outcome", "auc_mean", "auc_std", "error", "wall_s"]
     assert record["outcome"] == "ok"
     assert record["reward"] == record["auc_mean"] > 0.9
+    assert json.loads(cli("score", tmp_path / "good.py", "--dataset", "wine:synthetic").stdout)["synthetic"]
     bad = cli("score", tmp_path / "bad.py", "--dataset", "wine")
     assert bad.exit_code == 0
     record = json.loads(bad.stdout)
@@ -83,10 +85,22 @@ def test_eval_compares_policy_and_reference_and_scores_the_best_program_on_fresh
     assert lines["mean reward"] == [f"{record[role]['reward_mean']:.4f}" for role in ("policy", "reference")]
 
 
-def test_eval_needs_a_run_on_a_data_set(cli, run: Path) -> None:
-    result = cli("eval", run)
-    assert result.exit_code == 2
-    assert "--env" in result.stderr
+def test_eval_of_a_run_in_an_environment_rewards_first_actions(cli, run: Path, tmp_path: Path) -> None:
+    result = cli("eval", run, "-n", "6", "--json", tmp_path / "e.json")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "e.json").read_text())
+    assert record["env"] == "letters_env:Letters"
+    trained = load(run)
+    for role in ("policy", "reference"):
+        texts = trained.sample("say", 6, seed=0, role=role)
+        rewards = [0.5 + len(set(text)) / 1000 if len(text) % 2 == 0 else -1.0 for text in texts]
+        assert record[role]["n"] == 6
+        assert record[role]["reward_mean"] == pytest.approx(sum(rewards) / 6)
+    shown = [line.split() for line in result.stdout.splitlines() if line.startswith("mean reward")]
+    assert shown == [
+        ["mean", "reward", *(f"{record[r]['reward_mean']:.4f}" for r in ("policy", "reference"))]
+    ]
+    assert "AUC" not in result.stdout
 
 
 def test_sample_shows_programs_of_a_run_and_of_a_model(cli, run: Path, tiny_folder: Path) -> None:
@@ -120,6 +134,9 @@ def test_data_says_what_is_here_and_where(cli, tmp_path: Path, monkeypatch: pyte
     assert cli("data", "path", "kidney-stone").stdout == f"{file}\n"
     assert cli("data", "get", "kidney_stone").exit_code == 0
     assert "nothing to fetch (scikit-learn's load_wine; target target)" in cli("data", "get", "wine").stdout
+    twin = cli("data", "get", "pharyngitis:synthetic").stdout
+    assert "nothing to fetch (generated, synthetic: a twin of Kaggle yoshifumimiya/pharyngitis" in twin
+    assert "built in; 178 rows" in cli("data", "check", "wine:synthetic").stdout
 
 
 def test_doctor_tells_versions_and_what_the_sandbox_really_does(cli) -> None:
@@ -134,12 +151,12 @@ def test_doctor_tells_versions_and_what_the_sandbox_really_does(cli) -> None:
 def test_a_protection_counts_only_where_the_probe_shows_it() -> None:
     bare = {
         "uid": NOBODY, "limits": {"AS": -1, "NPROC": -1, "FSIZE": -1}, "no_new_privs": 0, "seccomp": 0,
-        "net": None, "pid": None, "socket": True, "labels": True,
+        "parent": 1, "socket": True, "labels": True,
     }  # fmt: skip
     assert not any(protections(bare).values())
     full = {
         "uid": 99_999, "limits": {"AS": 1, "NPROC": 1, "FSIZE": 1}, "no_new_privs": 1, "seccomp": 2,
-        "net": "net:[1]", "pid": "pid:[1]", "socket": False, "labels": False,
+        "parent": 0, "socket": False, "labels": False,
     }  # fmt: skip
     assert all(protections(full).values())
 

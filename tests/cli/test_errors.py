@@ -69,6 +69,19 @@ def no_environment(tmp: Path, model: Path) -> tuple[list[object], int, str]:
     return ["--env", "etpo/NoWorld-v0", "--model", model], 2, "etpo/NoWorld-v0"
 
 
+def no_reflection_where_there_is_none(tmp: Path, model: Path) -> tuple[list[object], int, str]:
+    return ["--env", "etpo/GridWorld-v0", "--no-reflection", "--model", model], 2, "--no-reflection"
+
+
+def infill_without_its_tokens(tmp: Path, model: Path) -> tuple[list[object], int, str]:
+    options: list[object] = ["--prompt-form", "infill", "--model", model]
+    return [*options, "--env", "etpo/GridWorld-v0"], 2, "fill-in-the-middle"
+
+
+def agent_with_etpo(tmp: Path, model: Path) -> tuple[list[object], int, str]:
+    return ["--agent", "openai:gpt-4"], 2, "--algo reflection"
+
+
 def beta_0(tmp: Path, model: Path) -> tuple[list[object], int, str]:
     return ["--beta", "0"], 2, "--beta: expected a number > 0"
 
@@ -111,7 +124,8 @@ def resume_with_other_options(tmp: Path, model: Path) -> tuple[list[object], int
     [
         unknown_data_set, missing_file, csv_without_target_option, csv_without_the_target,
         target_with_one_class, offline_kaggle_set, model_without_tokenizer, model_without_weights, no_model,
-        no_environment, beta_0, steps_0, steps_no_number, unknown_option, unknown_choice,
+        no_environment, no_reflection_where_there_is_none, infill_without_its_tokens, agent_with_etpo,
+        beta_0, steps_0, steps_no_number, unknown_option, unknown_choice,
         unknown_key_in_config, absent_config, resume_of_nothing, resume_with_other_options,
     ],
 )  # fmt: skip
@@ -119,6 +133,9 @@ def test_wrong_use_of_train_is_one_line_and_leaves_nothing(
     cli, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, wrong: Callable
 ) -> None:
     monkeypatch.setenv("ETPO_DATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")  # a port of this machine that nobody listens on
+    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "none")
     monkeypatch.chdir(tmp_path)
     options, code, said = wrong(tmp_path, tiny_folder)
     out = [] if "--resume" in options else ["--out", tmp_path / "out"]
@@ -159,7 +176,12 @@ def test_an_output_folder_with_files_in_it(cli, tmp_path: Path, quick: list[str]
         (["export", "absent", "--out", "x"], 1, "no such folder"),
         (["data", "path", "wine"], 1, "built in"),
         (["data", "get", "wien"], 2, "wine"),
-        (["data", "get", "pharyngitis"], 1, "Kaggle yoshifumimiya/pharyngitis"),
+        (["data", "path", "pharyngitis"], 1, "etpo data get pharyngitis"),
+        (["data", "get", "pharyngitis"], 1, "Kaggle yoshifumimiya/pharyngitis (no connection"),
+        (["data", "check", "wien"], 2, "wine"),
+        (["data", "check", "wien:synthetic"], 2, "wine"),
+        (["data", "path", "wine:synthetic"], 1, "built in"),
+        (["data", "lst"], 2, "'list'"),
         (["pretrain"], 2, "--out"),
         (["pretrain", "--out", "."], 2, "empty"),
     ],
@@ -168,6 +190,9 @@ def test_wrong_use_of_the_other_commands(
     cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, said: str
 ) -> None:
     monkeypatch.setenv("ETPO_DATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")  # a port of this machine that nobody listens on
+    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "none")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "program.py").write_text("return None\n")
     result = cli(*words)

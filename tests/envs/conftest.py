@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,3 +25,14 @@ def small() -> Dataset:
     y = np.arange(60) % 2
     x = draws.normal(size=(60, 2)) + y[:, None]
     return Dataset("small", x, y.astype(np.int64), ("a", "b"), ("0", "1"), "generated", True)
+
+
+@pytest.fixture
+def kaggle_home() -> Path:
+    """A data home with the four Kaggle files; skips where there is none."""
+    home = Path(os.environ.get("ETPO_DATA_HOME", "absent"))
+    missing = [n for n in ("pharyngitis", "health_insurance", "kidney_stone", "spaceship_titanic")
+               if not any((home / s).is_dir() for s in (n, n.replace("_", "-")))]  # fmt: skip
+    if missing:
+        pytest.skip(f"ETPO_DATA_HOME has no {', '.join(missing)}")
+    return home

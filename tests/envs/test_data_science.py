@@ -40,6 +40,15 @@ def test_the_first_program_that_runs_terminates(env):
     assert obs in env.observation_space
 
 
+def test_neighbours_by_brute_force_need_no_proc(env):
+    env.reset()
+    body = (
+        "from sklearn.neighbors import KNeighborsClassifier\n"
+        "return KNeighborsClassifier(3, algorithm='brute').fit(x_train, y_train)\n"
+    )
+    assert env.step(body)[4]["error"] is None
+
+
 def test_failures_lead_to_reflection_and_the_last_one_truncates(env):
     task, _ = env.reset()
     for attempt in range(3):
@@ -51,6 +60,15 @@ def test_failures_lead_to_reflection_and_the_last_one_truncates(env):
         assert obs in env.observation_space
     assert env.reset()[0] == task
     assert env.step("    return 0\n")[3] is False
+
+
+def test_without_reflection_each_attempt_is_a_fresh_one(small, sandbox):
+    env = DataScience(scorer=Scorer(small, sandbox), max_episode_steps=2, reflection=False)
+    task, _ = env.reset()
+    assert env.step("    return 1\n")[0] == task
+    obs, _, _, truncated, info = env.step("    return 2\n")
+    assert (obs, truncated) == (task, True)
+    assert "int has no predict_proba" in info["error"]
 
 
 def test_a_checkpoint_goes_on_in_the_middle_of_an_episode(env, small, sandbox):
@@ -91,4 +109,10 @@ def test_importing_the_environments_imports_no_scikit_learn():
     assert "etpo/DataScience-v0" in gymnasium.registry
     assert etpo.envs.__doc__
     code = "import sys, etpo.envs; sys.exit(any(m in sys.modules for m in ('sklearn', 'pandas', 'torch')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_clients_of_the_sources_are_imported_where_something_is_fetched():
+    clients = "('openml', 'kagglehub', 'requests')"
+    code = f"import sys, etpo.envs.datasets; sys.exit(any(m in sys.modules for m in {clients}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

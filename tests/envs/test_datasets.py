@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from etpo.envs import datasets
-from etpo.envs.datasets import DatasetError, UnknownDataset, dataset_names, load_dataset
+from etpo.envs.datasets import DatasetError, UnknownDataset, dataset_names, file_of, load_dataset
 
 LINES = [(0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6)]
 KAGGLE = {
@@ -150,16 +150,17 @@ def test_paper_protocol_ranks_numbers_beside_text_and_keeps_a_share(tmp_path):
 
 def test_data_home_takes_either_spelling(tmp_path, monkeypatch):
     monkeypatch.setenv("ETPO_DATA_HOME", str(tmp_path))
-    with pytest.raises(
-        DatasetError, match=r"kidney-stone is not here; get it from Kaggle.*s3e12.*kidney-stone$"
-    ):
-        load_dataset("kidney_stone")
     (tmp_path / "kidney_stone").mkdir()
     write(tmp_path / "kidney_stone" / "train.csv", "id,ph,target\n1,5.5,0\n2,6.5,1\n")
     assert load_dataset("kidney-stone").x.tolist() == [[5.5], [6.5]]
     write(tmp_path / "kidney_stone" / "test.csv", "id,ph\n1,5.5\n")
     with pytest.raises(DatasetError, match="2 CSV files"):
         load_dataset("kidney-stone")
+    long = "jungle_chess_2pcs_raw_endgame_complete"
+    (tmp_path / long.replace("_", "-")).mkdir()
+    file = write(tmp_path / long.replace("_", "-") / "t.csv", "a,class\n1,b\n2,w\n")
+    assert str(file_of(long)) == file
+    assert load_dataset(long).name == long
 
 
 def test_errors_are_one_line(tmp_path):

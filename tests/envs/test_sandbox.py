@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from etpo.bench.sandbox_mix import split_processes
 from etpo.envs import sandbox_wire as wire
-from etpo.envs.sandbox import Sandbox, SandboxError, SplitArrays
-from tests.envs.programs import FIT, children_of, is_gone, program
+from etpo.envs.sandbox import Sandbox, SplitArrays
+from tests.envs.programs import FIT, program
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +157,8 @@ def test_processes_left_behind_are_killed(sandbox, arrays):
     return 1
     """
     result = run_one(sandbox, body, arrays)
-    pids = [int(pid) for pid in result.stdout.split()]
-    assert len(pids) == 6
-    assert [pid for pid in pids if not is_gone(pid)] == []
+    assert len(result.stdout.split()) == 6
+    assert split_processes(sandbox._process.pid) == []
 
 
 def test_processes_are_limited(sandbox, arrays):
@@ -323,8 +323,11 @@ COMMON_PROGRAMS = {
 
 
 def test_common_programs_find_all_their_imports(sandbox, arrays):
-    results = sandbox.run([(program(body), arrays, 0) for body in COMMON_PROGRAMS.values()])
-    assert {name: r.failure for name, r in zip(COMMON_PROGRAMS, results, strict=True) if r.failure} == {}
+    programs = dict(COMMON_PROGRAMS)
+    if wire.MOUNT_NAMESPACE in sandbox.layers().missing:
+        del programs["processes"]  # without shared memory of its own a program gets none
+    results = sandbox.run([(program(body), arrays, 0) for body in programs.values()])
+    assert {name: r.failure for name, r in zip(programs, results, strict=True) if r.failure} == {}
 
 
 def test_hostile_programs_leak_no_descriptor_and_no_process(sandbox, arrays):
@@ -343,7 +346,7 @@ def test_hostile_programs_leak_no_descriptor_and_no_process(sandbox, arrays):
     sandbox.run(jobs * 10)
     assert os.listdir("/proc/self/fd") == before
     assert (len(os.listdir(server_fds)) if can_look else 0) == server_before
-    assert children_of(sandbox._process.pid) == []
+    assert split_processes(sandbox._process.pid) == []
 
 
 @pytest.mark.parametrize("name", ["GridSearchCV", "RandomizedSearchCV", "HalvingGridSearchCV"])
@@ -365,8 +368,6 @@ def test_wrong_use_is_a_value_error(sandbox):
     for settings in ({"mode": "none"}, {"timeout_s": 0.0}, {"workers": 0}, {"memory_mib": -1}):
         with pytest.raises(ValueError, match=str(next(iter(settings.values())))):
             Sandbox(**settings)
-    with pytest.raises(SandboxError, match="Landlock"):
-        Sandbox("strict")
     with pytest.raises(ValueError, match="no job"):
         sandbox.wait()
     with pytest.raises(ValueError, match=r"\(3,\)"):

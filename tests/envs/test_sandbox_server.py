@@ -9,9 +9,10 @@ import threading
 
 import pytest
 
+from etpo.bench.sandbox_mix import split_processes
 from etpo.envs import sandbox
 from etpo.envs.sandbox import Sandbox, SandboxError, SplitArrays
-from tests.envs.programs import FIT, SLEEP, children_of, is_gone, wait_until
+from tests.envs.programs import FIT, SLEEP, is_gone, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +36,7 @@ def server_of(box: Sandbox) -> int | None:
 
 def busy(box: Sandbox) -> bool:
     process = box._process
-    return process is not None and runs_program(process.pid, box._folder)
-
-
-def runs_program(server: int, folder: str) -> bool:
-    """True while the server runs a program, which has a folder (unlike the child of the rehearsal)."""
-    return os.path.isdir(folder) and bool(os.listdir(folder)) and bool(children_of(server))
+    return process is not None and bool(split_processes(process.pid))
 
 
 def test_killing_the_server_costs_a_second_chance_and_no_more(slow, arrays):
@@ -77,8 +73,8 @@ def test_a_killed_trainer_leaves_nothing_running(tmp_path):
         try:
             pid, folder = trainer.stdout.readline().split()
             server = int(pid)
-            assert wait_until(lambda: runs_program(server, folder))
-            child = children_of(server)[0]
+            assert wait_until(lambda: split_processes(server))
+            child = split_processes(server)[0]
         finally:
             trainer.kill()
     assert wait_until(lambda: is_gone(server) and is_gone(child) and not os.path.exists(folder))
@@ -91,7 +87,7 @@ def test_cancel_and_close_leave_nothing_running(slow, arrays):
             slow.submit(SLEEP, arrays, 0)
             assert wait_until(lambda: busy(slow))
         server, folder = slow._process.pid, slow._folder
-        child = children_of(server)[0]
+        child = split_processes(server)[0]
         stop()
         assert is_gone(server)
         assert is_gone(child)

@@ -149,6 +149,28 @@ def test_scores_come_in_order_and_do_not_depend_on_the_batch(small, sandbox):
     assert len({s.reward for s in together}) == 4
 
 
+def test_what_runs_at_the_same_time_has_the_same_labels(small, sandbox, monkeypatch):
+    under_way, together = {}, []
+    submit, wait = sandbox.submit, sandbox.wait
+
+    def note_start(source, arrays, seed, timeout_s):
+        number = submit(source, arrays, seed, timeout_s)
+        under_way[number] = seed
+        together.append(set(under_way.values()))
+        return number
+
+    def note_end():
+        number, result = wait()
+        del under_way[number]
+        return number, result
+
+    monkeypatch.setattr(sandbox, "submit", note_start)
+    monkeypatch.setattr(sandbox, "wait", note_end)
+    scores = Scorer(small, sandbox).score_many([FIT.format(c=1.0), "return 1", FIT.format(c=2.0)])
+    assert [score.outcome for score in scores] == ["ok", "error", "ok"]
+    assert together == [{0}] * 3 + [{seed} for seed in (1, 1, 2, 2, 3, 3, 4, 4)]
+
+
 def test_a_known_program_is_not_run_again(scorer, submitted):
     first = scorer.score(FIT.format(c=1.0))
     assert len(submitted) == 5

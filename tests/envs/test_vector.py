@@ -7,7 +7,7 @@ from gymnasium.spaces import Text
 
 from etpo.envs.data_science import DataScience
 from etpo.envs.scoring import Scorer
-from etpo.envs.vector import VectorRunner, make_env
+from etpo.envs.vector import VectorRunner, make_env, takes
 
 GOOD = "    from sklearn.naive_bayes import GaussianNB\n    return GaussianNB().fit(x_train, y_train)\n"
 
@@ -135,3 +135,12 @@ def test_what_is_no_environment_is_a_value_error(spec, words):
     with pytest.raises(ValueError, match=words) as caught:
         make_env(spec)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_constructor_takes_is_known():
+    assert takes("etpo/ProgramRepair-v0", "reflection")
+    assert takes("etpo.envs.data_science:DataScience", "timeout_s")
+    assert not takes("etpo/GridWorld-v0", "reflection")
+    assert not takes("CartPole-v1", "reflection")
+    with pytest.raises(ValueError, match="unknown environment"):
+        takes("etpo/NoSuch-v0", "reflection")
