@@ -95,13 +95,20 @@ class Head:
         return out
 
     def add_logits(
-        self, hidden: Tensor, share: float, bias_share: float, out: Tensor, *, accumulate: bool
+        self,
+        hidden: Tensor,
+        share: float,
+        bias_share: float,
+        out: Tensor,
+        columns: slice,
+        *,
+        accumulate: bool,
     ) -> None:
-        """out (+)= share · products + bias_share · bias, over the temperature; for no softcap and no lora."""
-        alpha = 1.0 / self.source.temperature
-        product(out, hidden, self.weight_block.T, accumulate=accumulate, alpha=share * alpha)
+        """out[:, columns] (+)= (share·products + bias_share·bias) / temperature; no softcap, no lora."""
+        alpha, part = 1.0 / self.source.temperature, out[:, columns]
+        product(part, hidden, self.weight_block[columns].T, accumulate=accumulate, alpha=share * alpha)
         if self.source.bias is not None:
-            out.add_(self.bias_block, alpha=bias_share * alpha)
+            part.add_(self.bias_block[columns], alpha=bias_share * alpha)
 
     def backward(
         self, dz: Tensor, z: Tensor | None, inputs: RowInputs, rows: Rows, sink: "Gradients", scratch: Tensor

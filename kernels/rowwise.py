@@ -17,9 +17,13 @@ from etpo.kernels.streams import Problem
 
 KL, LOG_RATIO = range(2)
 
-# Rows of a chunk: enough for the matrix products, as long as a plane of logits stays below the second number.
-CHUNK_ROWS = 256
-PLANE_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
+# Every chunk reads the whole heads, so few rows are slow; two planes of a chunk's logits are the workspace.
+CHUNK_ROWS = 384
+PLANE_ELEMENTS = {"cpu": 1 << 25, "cuda": 1 << 26}
+# Planes larger than KEEP_BYTES stay well below the logits of all tokens: these make as many chunks at least.
+FEWEST_CHUNKS = 3
+# Two threads share a product evenly where its rows come in such groups.
+ROW_GROUP = 16
 
 
 class Part(NamedTuple):
@@ -51,7 +55,7 @@ def forward(
     n_rows, n_vocab = problem.first.hidden.shape[0], problem.first.n_vocab
     device, dtype = problem.first.hidden.device, problem.dtype
     place = blocks.place_of(problem.first.hidden)
-    chunk = max(1, min(n_rows, CHUNK_ROWS, PLANE_ELEMENTS[place] // n_vocab))
+    chunk = chunk_rows(n_rows, n_vocab, dtype.itemsize, place)
     step = min(chunk, max(4, blocks.TILE_ELEMENTS[place] // n_vocab))
     heads = open_heads(problem, 0, n_vocab)
     parts = parts_of(problem, kind)
@@ -83,6 +87,14 @@ def forward(
     return numbers
 
 
+def chunk_rows(n_rows: int, n_vocab: int, itemsize: int, place: str) -> int:
+    """Tokens of a chunk: chunks of about one size, as few as the workspace and its share allow."""
+    most = max(1, min(n_rows, CHUNK_ROWS, PLANE_ELEMENTS[place] // n_vocab))
+    small = 2 * n_rows * n_vocab * itemsize <= blocks.KEEP_BYTES
+    n_chunks = max(1 if small else FEWEST_CHUNKS, -(-n_rows // most))
+    return max(1, min(most, -(-n_rows // (n_chunks * ROW_GROUP)) * ROW_GROUP))
+
+
 def open_heads(problem: Problem, start: int, stop: int) -> dict[int, Head]:
     """The heads of `problem` by stream, with block [start, stop) open."""
     heads = {k: Head(source, problem.dtype) for k, source in enumerate(problem.sources) if source is not None}
@@ -94,14 +106,20 @@ def open_heads(problem: Problem, start: int, stop: int) -> dict[int, Head]:
 
 def _fill(plane: Tensor, heads: dict[int, Head], parts: list[Part], rows: slice) -> None:
     """plane = Σ share · logits over `parts`, in one product where their heads are the same."""
-    hiddens = [heads[part.stream].read_rows(rows).hidden for part in parts]
-    if len(parts) == 2 and _same_head(heads[parts[0].stream], heads[parts[1].stream]):
-        shares = (parts[0].share, parts[1].share)
-        hidden = hiddens[0] * shares[0] + hiddens[1] * shares[1]
-        heads[parts[0].stream].add_logits(hidden, 1.0, sum(shares), plane, accumulate=False)
-        return
-    for k, part in enumerate(parts):
-        heads[part.stream].add_logits(hiddens[k], part.share, part.share, plane, accumulate=k > 0)
+    terms = [
+        (heads[part.stream], heads[part.stream].read_rows(rows).hidden, part.share, part.share)
+        for part in parts
+    ]
+    if len(terms) == 2 and _same_head(terms[0][0], terms[1][0]):
+        (head, hidden, share, _), (_, other_hidden, other_share, _) = terms
+        terms = [(head, hidden * share + other_hidden * other_share, 1.0, share + other_share)]
+    n_vocab, place = plane.shape[1], blocks.place_of(plane)
+    # A CPU multiplies few rows faster by blocks of the head that stay in its cache.
+    width = blocks.BLOCK_COLUMNS[place] if place == "cpu" else n_vocab
+    for start in range(0, n_vocab, width):
+        columns = slice(start, min(start + width, n_vocab))
+        for k, (head, hidden, share, bias_share) in enumerate(terms):
+            head.add_logits(hidden, share, bias_share, plane, columns, accumulate=k > 0)
 
 
 def _same_head(one: Head, other: Head) -> bool:

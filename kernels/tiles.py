@@ -28,6 +28,8 @@ from etpo.kernels.streams import VocabStats
 # A row beside the statistics: 1 where some 0 · ∞ had to be taken as 0 by hand.
 MASKED = len(VocabStats._fields)
 ROWS = MASKED + 1
+# Logits up to about this size lose nothing by their level.
+COARSE = 64.0
 
 
 class Planes(NamedTuple):
@@ -126,7 +128,10 @@ def _level(table: Tensor, fields: set[int], field: int) -> Tensor:
     lse_other = {E_PR: LSE_R, E_PU: LSE_U, E_Q: LSE_Q}[field]
     if lse_other not in fields:
         return torch.zeros_like(table[LSE_P])
-    return table[lse_other] if field == E_Q else table[LSE_P] - table[lse_other]
+    if field == E_Q:
+        # A log-sum-exp lies above the mean: as the level of a mean near 0 it would itself cost digits.
+        return COARSE * torch.round(table[LSE_Q] / COARSE)
+    return table[LSE_P] - table[lse_other]
 
 
 def at_tokens(z: Tensor, tokens: Tensor, whole: bool) -> Tensor:

@@ -7,16 +7,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from etpo.kernels import (
+    Stream,
     VocabStats,
     gather_q,
     kl_from_logits,
     linear_kl,
     linear_logprob,
     logprob_from_logits,
+    rowwise,
     soft_policy_kl,
     soft_policy_kl_from_logits,
     soft_value,
     soft_value_from_logits,
+    vocab_stats,
 )
 from tests.kernels.problems import (
     TILINGS,
@@ -164,8 +167,11 @@ def test_gradient_in_place_lies_in_the_memory_of_the_logits():
     logits = root * 1.0
     grads = []
     logits.register_hook(lambda g: grads.append(g.data_ptr()))
-    kl_from_logits(logits, tensor(N, V), inplace_backward=True).sum().backward()
+    ref_logits = tensor(N, V).detach()
+    kl_from_logits(logits, ref_logits, inplace_backward=True).sum().backward()
     assert grads == [logits.data_ptr()]
+    want = kl_from_logits(root, ref_logits, backend="reference")
+    assert_same([root.grad], gradients([want], [root], [torch.ones_like(want)]))
 
 
 def test_gradient_in_place_is_refused_where_two_streams_share_the_logits():
@@ -206,3 +212,35 @@ def test_one_head_for_all_streams_gets_one_gradient():
         got = stats_and_gradients(streams, cotangents, targets=targets, backend="chunked")
     assert len(got[1]) == 7
     assert_same(got[1], want[1])
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_vocab", "wanted"),
+    [
+        (0, 7, 1),
+        (5, 7, 5),
+        (400, 7, 208),
+        (256, 32016, 256),
+        (512, 32016, 176),
+        (1024, 32016, 352),
+        (8192, 32016, 384),
+        (1024, 151936, 208),
+    ],
+)
+def test_chunks_are_of_one_size_and_within_the_workspace(n_rows, n_vocab, wanted):
+    assert rowwise.chunk_rows(n_rows, n_vocab, 4, "cpu") == wanted
+
+
+def test_a_vocabulary_larger_than_a_plane_goes_row_by_row():
+    assert rowwise.chunk_rows(100, rowwise.PLANE_ELEMENTS["cpu"] + 1, 4, "cpu") == 1
+
+
+def test_a_mean_of_the_critic_near_zero_keeps_its_digits():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(2, 256, 8), torch.randn(2, 4096, 8) * 8**-0.5
+    exact, plain = (
+        ((h[0] @ w[0].T).softmax(-1) * (h[1] @ w[1].T)).sum(-1)
+        for h, w in ((hidden.double(), weight.double()), (hidden, weight))
+    )
+    e_q = vocab_stats(*(Stream(*pair) for pair in zip(hidden, weight, strict=True)), backend="chunked").e_q
+    assert (e_q - exact).norm() <= 2 * (plain - exact).norm()
