@@ -116,10 +116,11 @@ def _sources(temperature: float, **named: Tensor) -> tuple[list[Source], torch.S
 def _backend(name: str, problem: Problem, inplace_backward: bool) -> tuple[Backend, bool]:
     """The backend, and whether its backward may overwrite the logits.
 
-    It may not where two streams share memory, nor in a compiled graph, which plans memory itself.
+    It may not where rows or streams share memory, nor in a compiled graph, which plans memory itself.
     """
     logits = [source.hidden for source in problem.sources if source is not None]
     in_place = inplace_backward and not torch.compiler.is_compiling()
     if in_place:
         in_place = len({z.untyped_storage().data_ptr() for z in logits}) == len(logits)
-    return backend_of(name, problem.first.hidden.device), in_place
+        in_place = in_place and all(z.stride(0) >= z.shape[1] and z.stride(1) == 1 for z in logits)
+    return backend_of(name, problem.first.hidden.device, problem.dtype), in_place

@@ -165,7 +165,7 @@ def gather_q(
 
 
 def _backend(name: str, problem: Problem) -> Backend:
-    return backend_of(name, problem.first.hidden.device)
+    return backend_of(name, problem.first.hidden.device, problem.dtype)
 
 
 def _shaped(value: Tensor, problem: Problem, shape: torch.Size) -> Tensor:

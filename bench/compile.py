@@ -1,0 +1,264 @@
+"""Compiles every Triton kernel offline at its shipped tile sizes, by Triton's own launcher, without a GPU.
+
+python -m etpo.bench.compile        writes docs/results/kernels-compile.{md,json}
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from etpo.kernels.plan import plan_backward
+from etpo.kernels.streams import Problem, Source, VocabStats
+
+if TYPE_CHECKING:
+    from etpo.kernels.triton_launch import Launch
+
+ARCHS = (80, 90, 100)
+# Bytes of shared memory that a block may take.
+SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+PROCESSORS = {80: 108, 90: 132, 100: 148}
+MATRIX_INSTRUCTIONS = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+
+N, V, D = 8192, 128256, 4096
+FIELDS = {name: k for k, name in enumerate(VocabStats._fields)}
+LOGPROB = ("lse_p", "e_pp", "at_p")
+KL = ("lse_p", "lse_u", "e_pu")
+VALUE = ("lse_r", "lse_u")
+
+
+@dataclass(frozen=True)
+class KernelBuild:
+    """What one kernel came to on one chip. spill_loads, spill_stores: LDL and STL instructions."""
+
+    kernel: str
+    arch: int
+    block_n: int | None
+    block_v: int | None
+    block_d: int | None
+    num_warps: int
+    num_stages: int
+    registers: int
+    spill_loads: int
+    spill_stores: int
+    shared_bytes: int
+    matrix_instruction: str
+    matrix_count: int
+
+
+class Case(NamedTuple):
+    """A problem of meta tensors and the statistics asked of it; streams that train, by index."""
+
+    name: str
+    problem: Problem
+    fields: tuple[str, ...]
+    trained: tuple[int, ...]
+
+
+def compile_table(archs: Sequence[int] = ARCHS) -> list[KernelBuild]:
+    """Every kernel, compiled for each of `archs`.
+
+    Raises ValueError for a chip that is not in SHARED_LIMIT.
+    """
+    for arch in archs:
+        if arch not in SHARED_LIMIT:
+            raise ValueError(f"archs: expected some of {tuple(SHARED_LIMIT)}, got {arch}")
+    return [build(name, launch, arch) for arch in archs for name, launch in launches(arch)]
+
+
+def to_markdown(rows: Sequence[KernelBuild]) -> str:
+    """The table as Markdown."""
+    columns = ("kernel", "chip", "tile N×V×D", "warps", "stages", "registers", "spills (LDL/STL)",
+               "shared KiB (limit)", "matrix instructions")  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        sizes = "×".join(str(x) for x in (row.block_n, row.block_v, row.block_d) if x is not None) or "–"
+        shared = f"{row.shared_bytes / 1024:.0f} ({SHARED_LIMIT[row.arch] / 1024:.0f})"
+        matrix = f"{row.matrix_count} {row.matrix_instruction}" if row.matrix_count else "none"
+        lines.append(
+            f"| {row.kernel} | sm_{row.arch} | {sizes} | {row.num_warps} | {row.num_stages} | "
+            f"{row.registers} | {row.spill_loads}/{row.spill_stores} | {shared} | {matrix} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def source(
+    d: int = D,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    rich: bool = False,
+    lora: bool = False,
+    head: Any = None,
+) -> Source:
+    """A stream with a bias; lora: with a low-rank change of rank 32; rich: with that and a softcap."""
+    weight = meta(V, d, dtype=dtype) if head is None else head.weight
+    change = (meta(32, d, dtype=torch.float32), meta(V, 32, dtype=torch.float32), 2.0)
+    return Source(
+        meta(N, d, dtype=dtype), weight, meta(V, dtype=dtype), change if rich or lora else None,
+        0.7 if rich else 1.0, 30.0 if rich else None,
+    )  # fmt: skip
+
+
+def logits() -> Source:
+    return Source(meta(N, V), None)
+
+
+def cases() -> Iterator[Case]:
+    """Each way through the sweeps that a public function takes, and the heaviest mixtures."""
+    targets = meta(N, dtype=torch.int64)
+    none = (None, None)
+
+    def case(name: str, p: Any, q: Any, r: Any, mix: Any, fields: tuple[str, ...], trained: Any) -> Case:
+        has_targets = any(field.startswith("at") for field in fields)
+        return Case(name, Problem(p, q, r, targets if has_targets else None, mix, -100), fields, trained)
+
+    p, q, r = source(), source(896), source()
+    shared = source(head=p)
+    yield case("linear_logprob", p, *none, (1.0, 1.0), LOGPROB, (0,))
+    yield case("linear_logprob, lora softcap", source(rich=True), *none, (1.0, 1.0), LOGPROB, (0,))
+    yield case("linear_logprob, D 4095", source(4095), *none, (1.0, 1.0), LOGPROB, (0,))
+    yield case("linear_logprob, float32", source(dtype=torch.float32), *none, (1.0, 1.0), LOGPROB, (0,))
+    yield case("linear_kl", p, None, r, (1.0, 0.0), KL, (0,))
+    yield case("linear_kl, one head", p, None, shared, (1.0, 0.0), KL, (0, 2))
+    yield case("soft_value", None, q, r, (1.0, 20.0), VALUE, (1,))
+    yield case("soft_policy_kl", p, q, r, (1.0, 20.0), KL, (0,))
+    yield case("soft_policy_kl, one head", p, q, shared, (1.0, 20.0), KL, (0,))
+    yield case("vocab_stats", p, q, r, (1.0, 20.0), VocabStats._fields, (0, 1, 2))
+    yield case("vocab_stats, one head", p, source(head=p), shared, (1.0, 20.0), VocabStats._fields, (0, 1, 2))
+    yield case("vocab_stats, lora beside its base", source(lora=True, head=p), None, shared, (1.0, 0.0),
+               (*KL, "e_pp", "at_p"), (0,))  # fmt: skip
+    yield case("vocab_stats, lora softcap", source(rich=True), source(896, rich=True), source(rich=True),
+               (1.0, 20.0), VocabStats._fields, (0, 1, 2))  # fmt: skip
+    yield case("logprob_from_logits", logits(), *none, (1.0, 1.0), LOGPROB, (0,))
+    yield case("soft_policy_kl_from_logits", logits(), logits(), logits(), (1.0, 20.0), KL, (0, 1, 2))
+
+
+def launches(arch: int) -> Iterator[tuple[str, "Launch"]]:
+    """(name, launch) of every kernel as a problem of Llama's size on `arch` launches it."""
+    from etpo.kernels import triton_gather
+    from etpo.kernels.triton_launch import Backward, Target, chip_of, forward_launches
+
+    target = Target(chip_of(arch // 10, SHARED_LIMIT[arch]), PROCESSORS[arch])
+    merged = False
+    for name, problem, fields, trained in cases():
+        outs = {FIELDS[field]: meta(N, dtype=torch.float64) for field in fields}
+        sweep, merge = forward_launches(problem, outs, target)
+        yield f"{name}: forward", sweep
+        if fields == VocabStats._fields and not merged:
+            merged = True
+            yield "merge", merge
+        plan = plan_backward(problem, set(outs), set(trained))
+        kernel = Backward(problem, outs, outs, plan, target)
+        dtype = torch.float32 if problem.first.hidden.dtype == torch.float32 else torch.bfloat16
+        dz = {k: meta(N, V, dtype=dtype) for k in plan.grads}
+        yield f"{name}: backward", kernel.launch(dz, slice(0, N), slice(0, V))
+    critic, tokens, g = source(), meta(N, dtype=torch.int64), meta(N, dtype=torch.float32)
+    assert critic.weight is not None
+    for name, launch in triton_gather.launches(critic.hidden, critic.weight, tokens, g):
+        yield f"gather_q: {name}", launch
+
+
+class OfflineDriver:
+    """What Triton's launcher asks of a machine before it compiles; there is none."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_device(self) -> int:
+        # The launcher keeps what it has compiled by device: a chip of its own each.
+        return self.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.arch, 32)
+
+
+def build(name: str, launch: "Launch", arch: int) -> KernelBuild:
+    """Compiles one launch for `arch` and reads registers, spills and instructions out of the machine code."""
+    from triton.runtime import driver
+
+    driver.set_active(OfflineDriver(arch))
+    try:
+        built = launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options)
+    finally:
+        if torch.cuda.is_available():
+            driver.reset_active()
+    registers, sass = inspect(built.asm["cubin"])
+    names = ("LDL", "STL", *MATRIX_INSTRUCTIONS.values())
+    counts = {kind: len(re.findall(rf"\b{kind}\b", sass)) for kind in names}
+    matrix = next((kind for kind in (MATRIX_INSTRUCTIONS[arch], "HMMA") if counts[kind]), "")
+    return KernelBuild(
+        kernel=name,
+        arch=arch,
+        block_n=launch.options.get("BLOCK_N"),
+        block_v=launch.options.get("BLOCK_V"),
+        block_d=launch.options.get("BLOCK_D"),
+        num_warps=built.metadata.num_warps,
+        num_stages=built.metadata.num_stages,
+        registers=registers,
+        spill_loads=counts["LDL"],
+        spill_stores=counts["STL"],
+        shared_bytes=built.metadata.shared,
+        matrix_instruction=matrix,
+        matrix_count=counts.get(matrix, 0),
+    )
+
+
+def inspect(cubin: bytes) -> tuple[int, str]:
+    """(registers a thread, SASS) of machine code, by the tools in Triton's package."""
+    tools = nvidia_tools()
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        outputs = [
+            subprocess.run(
+                [tools / tool, *flags, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for tool, *flags in (("cuobjdump", "-res-usage"), ("cuobjdump", "-sass"))
+        ]
+    found = re.search(r"REG:(\d+)", outputs[0])
+    assert found is not None
+    return int(found[1]), outputs[1]
+
+
+def nvidia_tools() -> Path:
+    """The folder of ptxas, cuobjdump and nvdisasm."""
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def main() -> None:
+    import triton
+
+    rows = compile_table()
+    folder = Path("docs/results")
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = f"torch {torch.__version__.split('+')[0]}, triton {triton.__version__}"
+    head = (
+        "# Triton kernels compiled offline\n\n"
+        f"`python -m etpo.bench.compile`, {versions}, no GPU: what the compiler made of every kernel at its "
+        f"shipped tile sizes, N {N}, V {V}, D {D} (critic 896), bf16 unless said. Nothing here is a time.\n\n"
+    )
+    (folder / "kernels-compile.md").write_text(head + to_markdown(rows), encoding="utf-8")
+    record = {"versions": versions, "rows": [asdict(row) for row in rows]}
+    (folder / "kernels-compile.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

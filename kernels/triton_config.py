@@ -1,0 +1,74 @@
+"""Tile sizes of the Triton kernels. No GPU has been measured yet: registers and shared memory chose these.
+
+bench/compile.py compiles each of them for sm_80, sm_90 and sm_100, and a test holds that none spills.
+"""
+
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """block_n tokens by block_v vocabulary entries, block_d of the hidden size at a time."""
+
+    block_n: int
+    block_v: int
+    block_d: int
+    num_warps: int
+    num_stages: int
+
+
+# By the number of float32 tiles [block_n, block_v] that live at once, one more where a head has a low-rank
+# term or a softcap. Hopper and Blackwell read by tensor descriptors, which need no registers for addresses;
+# tiles read by pointers fit the 99 KiB of shared memory of small chips.
+TILES = {
+    "pointers": {
+        1: Tile(128, 128, 32, 8, 4),
+        2: Tile(128, 64, 64, 8, 3),
+        3: Tile(64, 64, 64, 8, 3),
+        4: Tile(64, 32, 64, 8, 3),
+    },
+    "hopper": {
+        1: Tile(128, 256, 64, 8, 3),
+        2: Tile(128, 128, 64, 8, 4),
+        3: Tile(128, 64, 64, 8, 3),
+        4: Tile(64, 64, 64, 8, 3),
+    },
+    "blackwell": {
+        1: Tile(128, 128, 64, 8, 4),
+        2: Tile(128, 64, 64, 8, 4),
+        3: Tile(128, 64, 64, 8, 3),
+        4: Tile(64, 64, 64, 8, 3),
+    },
+}
+# Float32 matrices take the plain multiply-add units: smaller tiles, which hold their operands in registers.
+FLOAT32 = Tile(64, 64, 16, 8, 2)
+# Given logits: whole rows are read once, in order.
+LOGITS = Tile(1, 2048, 1, 8, 1)
+# In the interpreter a tile costs some hundred microseconds whatever its size.
+INTERPRETED = Tile(16, 32, 16, 1, 1)
+# The row of TILES that the interpreter goes by: pointers, or tensor descriptors.
+CHIP_INTERPRETED = "pointers"
+
+# Products and sums may fuse: newer Triton warns where nobody says so. Sweeps may take every register: left to
+# itself, ptxas rather spills a few at 128.
+COMPILER = {"enable_fp_fusion": True}
+SWEEP_COMPILER = COMPILER | {"maxnreg": 255}
+
+# Neighbouring programs share this many token blocks, so that their hidden states stay in the L2 cache.
+GROUP_N = 16
+# Programs of a forward sweep for each multiprocessor: enough that the last wave is a small part.
+WAVES = 4
+# Bytes of the derivative by the logits that a backward holds at a time, and the most tokens of one piece.
+DZ_BYTES = 1 << 29
+DZ_ROWS = 8192
+# Tokens of a program that merges or gathers, and hidden entries of one step.
+MERGE_ROWS = 128
+GATHER_COLUMNS = 512
+
+
+def sweep_tile(chip: str, n_live: int, *, float32: bool, logits: bool, interpreted: bool) -> Tile:
+    """The tile of a sweep whose kernel holds n_live tiles of logits; chip is a key of TILES."""
+    if interpreted:
+        return INTERPRETED
+    if logits:
+        return LOGITS
+    return FLOAT32 if float32 else TILES[chip][n_live]

@@ -1,0 +1,165 @@
+"""Logits at one token a row in Triton: one pass over the rows of the head that occur, without atomics.
+
+Imports triton, so it is itself imported at first use only.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from etpo.kernels import triton_config as config
+from etpo.kernels.triton_launch import INTERPRET, Launch, dense, run
+from etpo.kernels.triton_tile import rounded
+
+COLUMNS = config.GATHER_COLUMNS
+OPTIONS = config.COMPILER | {"BLOCK": COLUMNS, "INTERPRET": INTERPRET, "num_warps": 4}
+
+
+@triton.jit
+def gather_kernel(
+    hidden, weight, bias, targets, out, stride_h, stride_w, n_d, ignore_index, BLOCK: tl.constexpr
+):
+    """out[row] = h·W_w + bias_w at w = targets[row]; 0 where the row is ignored."""
+    row = tl.program_id(0).to(tl.int64)
+    token = tl.load(targets + row)
+    total = tl.zeros([BLOCK], tl.float32)
+    value = 0.0
+    if token != ignore_index:
+        for d in range(0, n_d, BLOCK):
+            columns = d + tl.arange(0, BLOCK)
+            h = tl.load(hidden + row * stride_h + columns, mask=columns < n_d, other=0.0).to(tl.float32)
+            w = tl.load(weight + token * stride_w + columns, mask=columns < n_d, other=0.0).to(tl.float32)
+            total += h * w
+        value = tl.sum(total, 0)
+        if bias is not None:
+            value += tl.load(bias + token).to(tl.float32)
+    tl.store(out + row, value)
+
+
+@triton.jit
+def hidden_kernel(
+    weight, targets, g, out, stride_w, n_d, ignore_index, BLOCK: tl.constexpr, INTERPRET: tl.constexpr
+):
+    """out[row] = g[row] · W_w; 0 where the row is ignored or has no cotangent."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < n_d
+    token = tl.load(targets + row)
+    value = tl.load(g + row)
+    live = (token != ignore_index) & (value != 0.0)
+    w = tl.load(weight + token * stride_w + columns, mask=inside & live, other=0.0).to(tl.float32)
+    value = rounded(tl.where(live, w * value, 0.0), out, INTERPRET)
+    tl.store(out + row * n_d + columns, value, mask=inside)
+
+
+@triton.jit
+def head_kernel(
+    hidden,
+    g,
+    order,
+    tokens,
+    ends,
+    d_weight,
+    d_bias,
+    stride_h,
+    n_d,
+    ignore_index,
+    BLOCK: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """d_weight[w] = Σ g·h and d_bias[w] = Σ g over the rows of token w, in the order of the rows.
+
+    order: rows sorted by token; tokens: their tokens; ends: where the rows of that token end. The program of
+    a token's first row takes them all.
+    """
+    start = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < n_d
+    token = tl.load(tokens + start)
+    before = tl.load(tokens + start - 1, mask=start > 0, other=ignore_index)
+    stop = tl.where((token != ignore_index) & (token != before), tl.load(ends + start).to(tl.int32), start)
+    total = tl.zeros([BLOCK], tl.float32)
+    total_g = 0.0
+    for k in range(start, stop):
+        row = tl.load(order + k)
+        value = tl.load(g + row)
+        h = tl.load(hidden + row * stride_h + columns, mask=inside, other=0.0).to(tl.float32)
+        total += tl.where(value == 0.0, 0.0, h * value)
+        total_g += value
+    if stop > start:
+        if d_weight is not None:
+            tl.store(d_weight + token * n_d + columns, rounded(total, d_weight, INTERPRET), mask=inside)
+        if d_bias is not None and tl.program_id(1) == 0:
+            tl.store(d_bias + token, rounded(total_g, d_bias, INTERPRET))
+
+
+def forward_launch(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int,
+                   out: Tensor) -> Launch:  # fmt: skip
+    """Writes h·W_w + bias_w to out, [N] float32."""
+    args = (hidden, weight, None if bias is None else bias.contiguous(), targets, out, hidden.stride(0),
+            weight.stride(0), hidden.shape[1], ignore_index)  # fmt: skip
+    options = config.COMPILER | {"BLOCK": COLUMNS, "num_warps": 4}
+    return Launch(gather_kernel, (out.shape[0],), args, options)
+
+
+def hidden_launch(weight: Tensor, targets: Tensor, g: Tensor, out: Tensor, ignore_index: int) -> Launch:
+    """Writes g·W_w to out, [N, D]."""
+    n_d = weight.shape[1]
+    args = (weight, targets, g, out, weight.stride(0), n_d, ignore_index)
+    return Launch(hidden_kernel, (out.shape[0], triton.cdiv(n_d, COLUMNS)), args, OPTIONS)
+
+
+def head_launch(hidden: Tensor, g: Tensor, targets: Tensor, d_weight: Tensor | None, d_bias: Tensor | None,
+                ignore_index: int) -> Launch:  # fmt: skip
+    """Writes the gradients of the rows of the head that occur among the targets."""
+    tokens, order = torch.sort(targets, stable=True)
+    ends = torch.searchsorted(tokens, tokens, right=True)
+    n_rows, n_d = hidden.shape
+    args = (hidden, g, order, tokens, ends, d_weight, d_bias, hidden.stride(0), n_d, ignore_index)
+    return Launch(head_kernel, (n_rows, triton.cdiv(n_d, COLUMNS)), args, OPTIONS)
+
+
+def launches(hidden: Tensor, weight: Tensor, targets: Tensor, g: Tensor) -> list[tuple[str, Launch]]:
+    """Every kernel once, by name."""
+    return [
+        ("forward", forward_launch(hidden, weight, None, targets, -100, g)),
+        ("backward hidden", hidden_launch(weight, targets, g, hidden, -100)),
+        ("backward head", head_launch(hidden, g, targets, weight, None, -100)),
+    ]
+
+
+def forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int
+) -> Tensor:
+    """h·W_w + bias_w, [N] float32."""
+    out = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+    if hidden.shape[0]:
+        run([forward_launch(dense(hidden), dense(weight), bias, targets, ignore_index, out)], hidden)
+    return out
+
+
+def backward(
+    g: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of hidden, weight and bias, as far as `needs` asks."""
+    g = g.contiguous()
+    d_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=g.device) if needs[0] else None
+    d_weight = torch.zeros(weight.shape, dtype=weight.dtype, device=g.device) if needs[1] else None
+    d_bias = None
+    if needs[2] and bias is not None:
+        d_bias = torch.zeros(bias.shape, dtype=bias.dtype, device=g.device)
+    todo = []
+    if d_hidden is not None:
+        todo.append(hidden_launch(dense(weight), targets, g, d_hidden, ignore_index))
+    if d_weight is not None or d_bias is not None:
+        todo.append(head_launch(dense(hidden), g, targets, d_weight, d_bias, ignore_index))
+    if hidden.shape[0]:
+        run(todo, hidden)
+    return [x for x in (d_hidden, d_weight, d_bias) if x is not None]

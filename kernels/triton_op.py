@@ -1,0 +1,208 @@
+"""The triton backend as custom operators: differentiable, and opaque to torch.compile.
+
+Triton itself is imported when an operator first runs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from etpo.kernels.flat import fake_gradients, flatten, no_autocast, unflatten
+from etpo.kernels.plan import EXPECTATIONS, LSE_P
+from etpo.kernels.streams import KL_FIELDS, LOG_RATIO_FIELDS, Problem, VocabStats, kl_of, log_ratio_of
+
+
+@torch.library.custom_op("etpo::triton_sweep", mutates_args=())
+def sweep_op(
+    tensors: Sequence[Tensor],
+    targets: Tensor | None,
+    layout: Sequence[int],
+    scales: Sequence[float],
+    fields: Sequence[int],
+    in_place: bool,
+) -> list[Tensor]:
+    """The statistics `fields`, [N] float64 each. in_place: backward may overwrite given logits."""
+    from etpo.kernels import triton_sweep
+
+    with no_autocast(tensors[0]):
+        return triton_sweep.forward(unflatten(tensors, targets, layout, scales), list(fields))
+
+
+@sweep_op.register_fake
+def _(
+    tensors: Sequence[Tensor],
+    targets: Tensor | None,
+    layout: Sequence[int],
+    scales: Sequence[float],
+    fields: Sequence[int],
+    in_place: bool,
+) -> list[Tensor]:
+    hidden = unflatten(tensors, targets, layout, scales).first.hidden
+    return [hidden.new_empty(hidden.shape[0], dtype=torch.float64) for _ in fields]
+
+
+@torch.library.custom_op("etpo::triton_sweep_backward", mutates_args=())
+def sweep_backward_op(
+    g: Sequence[Tensor],
+    active: Sequence[int],
+    stats: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    targets: Tensor | None,
+    layout: Sequence[int],
+    scales: Sequence[float],
+    fields: Sequence[int],
+    wanted: Sequence[int],
+) -> list[Tensor]:
+    """The gradients of tensors[i] for i in `wanted`, from the cotangents g of the statistics `active`."""
+    problem = unflatten(tensors, targets, layout, scales)
+    return _gradients(problem, g, active, stats, fields, [tensors[i] for i in wanted], in_place=False)
+
+
+@sweep_backward_op.register_fake
+def _(
+    g: Sequence[Tensor], active: Sequence[int], stats: Sequence[Tensor], tensors: Sequence[Tensor], *rest: Any
+) -> list[Tensor]:
+    return fake_gradients(tensors, rest[-1])
+
+
+def _gradients(
+    problem: Problem,
+    g: Sequence[Tensor],
+    active: Sequence[int],
+    stats: Sequence[Tensor],
+    fields: Sequence[int],
+    wanted: list[Tensor],
+    *,
+    in_place: bool,
+) -> list[Tensor]:
+    from etpo.kernels import triton_sweep
+
+    cotangents = {k: x.contiguous() for k, x in zip(active, g, strict=True)}
+    with no_autocast(problem.first.hidden):
+        return triton_sweep.backward(
+            problem, cotangents, dict(zip(fields, stats, strict=True)), wanted, in_place=in_place
+        )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    tensors, targets, *ctx.static = inputs
+    ctx.n_tensors, ctx.has_targets = len(tensors), targets is not None
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output, *([targets] if targets is not None else []))
+
+
+def _backward(ctx: Any, g: Sequence[Tensor | None] | None) -> tuple[Any, ...]:
+    layout, scales, fields, in_place = ctx.static
+    grads: list[Tensor | None] = [None] * ctx.n_tensors
+    none = [None] * 5
+    pairs = [(k, x) for k, x in zip(fields, g or [None] * len(fields), strict=True) if x is not None]
+    if not pairs:
+        return grads, *none
+    saved = list(ctx.saved_tensors)
+    targets = saved.pop() if ctx.has_targets else None
+    tensors, stats = saved[: ctx.n_tensors], saved[ctx.n_tensors :]
+    active, cotangents = [k for k, _ in pairs], [x for _, x in pairs]
+    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[0]) if needed]
+    if in_place:
+        outs = [tensors[i] for i in wanted]
+        problem = unflatten(tensors, targets, layout, scales)
+        _gradients(problem, cotangents, active, stats, fields, outs, in_place=True)
+    else:
+        outs = sweep_backward_op(cotangents, active, stats, tensors, targets, layout, scales, fields, wanted)
+    for i, out in zip(wanted, outs, strict=True):
+        grads[i] = out
+    return grads, *none
+
+
+sweep_op.register_autograd(_backward, setup_context=_setup)
+
+
+@torch.library.custom_op("etpo::triton_gather", mutates_args=())
+def gather_op(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int
+) -> Tensor:
+    """h·W_w + bias_w [N] float32 at w = targets; 0 where targets == ignore_index."""
+    from etpo.kernels import triton_gather
+
+    return triton_gather.forward(hidden, weight, bias, targets, ignore_index)
+
+
+@gather_op.register_fake
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int) -> Tensor:
+    return hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+
+
+@torch.library.custom_op("etpo::triton_gather_backward", mutates_args=())
+def gather_backward_op(
+    g: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of hidden, weight and bias, as far as `needs` asks."""
+    from etpo.kernels import triton_gather
+
+    return triton_gather.backward(g, hidden, weight, bias, targets, ignore_index, needs)
+
+
+@gather_backward_op.register_fake
+def _(
+    g: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    needs: list[bool],
+) -> list[Tensor]:
+    tensors = zip((hidden, weight, bias), needs, strict=True)
+    made = [tensor for tensor, need in tensors if need and tensor is not None]
+    return fake_gradients(made, range(len(made)))
+
+
+def _setup_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.ignore_index = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_gather(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    needs = list(ctx.needs_input_grad[:3])
+    grads = iter(gather_backward_op(g, *ctx.saved_tensors, ctx.ignore_index, needs))
+    return *(next(grads) if needed else None for needed in needs), None, None
+
+
+gather_op.register_autograd(_backward_gather, setup_context=_setup_gather)
+
+
+def sweep(problem: Problem, fields: tuple[str, ...], *, in_place: bool = False) -> dict[str, Tensor]:
+    """The named statistics of `problem`, each [N] float64. in_place: backward overwrites given logits."""
+    flat = flatten(problem)
+    indices = [VocabStats._fields.index(name) for name in fields]
+    # The derivative of an expectation needs the log-sum-exp of the policy.
+    kept = [*indices, LSE_P] if EXPECTATIONS & set(indices) and LSE_P not in indices else indices
+    stats = sweep_op(flat.tensors, problem.targets, flat.layout, flat.scales, kept, in_place)
+    return dict(zip(fields, stats, strict=False))
+
+
+def kl(problem: Problem, *, in_place: bool = False) -> Tensor:
+    """KL(softmax z_p ‖ softmax u), [N] float64."""
+    return kl_of(sweep(problem, KL_FIELDS, in_place=in_place))
+
+
+def log_ratio(problem: Problem, *, in_place: bool = False) -> Tensor:
+    """lse u − lse z_r, [N] float64."""
+    return log_ratio_of(sweep(problem, LOG_RATIO_FIELDS, in_place=in_place))
+
+
+def gather(problem: Problem) -> Tensor:
+    """The critic's logits at the targets, [N]."""
+    critic, targets = problem.critic, problem.targets
+    assert critic is not None
+    assert critic.weight is not None
+    assert targets is not None
+    return gather_op(critic.hidden, critic.weight, critic.bias, targets, problem.ignore_index)
