@@ -29,6 +29,7 @@ def test_the_kernels_in_the_interpreter():
 
 @pytest.mark.skipif(not ON_A_CPU, reason="the interpreter takes tensors on a CPU")
 def test_a_cpu_is_refused():
+    pytest.importorskip("triton")
     hidden, weight = torch.randn(2, 3), torch.randn(5, 3)
     with pytest.raises(ValueError, match="on a CPU only with TRITON_INTERPRET=1"):
         linear_logprob(hidden, weight, torch.tensor([0, 1]), backend="triton")
