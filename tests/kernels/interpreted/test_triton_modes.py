@@ -11,6 +11,7 @@ from etpo.kernels import (
     kl_from_logits,
     linear_kl,
     linear_logprob,
+    logprob_from_logits,
     soft_policy_kl,
     soft_value,
     triton_op,
@@ -191,3 +192,15 @@ def test_rows_that_share_memory_get_a_gradient_of_their_own(layout):
         grads.append(torch.autograd.grad(kl.sum(), logits)[0])
     assert torch.equal(logits.detach(), before)
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_of_more_than_two_to_the_31_entries():
+    """Rows 2³⁰ entries apart: the third begins where 32 bits end. Memory that nobody touches costs nothing."""
+    stride, n_rows = 1 << 30, 3
+    logits = torch.empty((n_rows - 1) * stride + V, dtype=torch.float16).as_strided((n_rows, V), (stride, 1))
+    rows, targets = torch.randn(n_rows, V).half(), torch.tensor([0, 5, 36])
+    logits.copy_(rows)
+    far = logprob_from_logits(logits, targets, backend="triton")
+    near = logprob_from_logits(rows, targets, backend="triton")
+    for one, other in zip(far, near, strict=True):
+        assert torch.equal(one, other)
