@@ -195,7 +195,7 @@ def test_rows_that_share_memory_get_a_gradient_of_their_own(layout):
 
 
 def test_logits_of_more_than_two_to_the_31_entries():
-    """Rows 2³⁰ entries apart: the third begins where 32 bits end. Memory that nobody touches costs nothing."""
+    """Rows 2³⁰ entries apart: the third begins where 32 bits end. Memory left untouched costs nothing."""
     stride, n_rows = 1 << 30, 3
     logits = torch.empty((n_rows - 1) * stride + V, dtype=torch.float16).as_strided((n_rows, V), (stride, 1))
     rows, targets = torch.randn(n_rows, V).half(), torch.tensor([0, 5, 36])
