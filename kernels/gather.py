@@ -14,9 +14,13 @@ CHUNK_ELEMENTS = 1 << 20
 
 @torch.library.custom_op("etpo::gather", mutates_args=())
 def gather_op(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, triton: bool
 ) -> Tensor:
     """h·W_w + bias_w [N] at w = targets, float32 or float64; 0 where targets == ignore_index."""
+    if triton:
+        from etpo.kernels import triton_gather
+
+        return triton_gather.forward(hidden, weight, bias, targets, ignore_index)
     out = torch.zeros(hidden.shape[0], dtype=_dtype(hidden), device=hidden.device)
     real = (targets != ignore_index).nonzero()[:, 0]
     with no_autocast(hidden):
@@ -36,7 +40,9 @@ def _chunk(hidden: Tensor) -> int:
 
 
 @gather_op.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int) -> Tensor:
+def _(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int, triton: bool
+) -> Tensor:
     return hidden.new_empty(hidden.shape[0], dtype=_dtype(hidden))
 
 
@@ -49,8 +55,13 @@ def gather_backward_op(
     targets: Tensor,
     ignore_index: int,
     needs: list[bool],
+    triton: bool,
 ) -> list[Tensor]:
     """Gradients of hidden, weight and bias, as far as `needs` asks."""
+    if triton:
+        from etpo.kernels import triton_gather
+
+        return triton_gather.backward(g, hidden, weight, bias, targets, ignore_index, needs)
     rows_all = ((targets != ignore_index) & (g != 0)).nonzero()[:, 0]
     # Sums run over the tokens that occur, in the dtype of g, and are rounded once.
     seen, place = torch.unique(targets[rows_all], return_inverse=True)
@@ -85,6 +96,7 @@ def _(
     targets: Tensor,
     ignore_index: int,
     needs: list[bool],
+    triton: bool,
 ) -> list[Tensor]:
     tensors = [
         tensor
@@ -95,23 +107,23 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.ignore_index = inputs
+    *tensors, ctx.ignore_index, ctx.triton = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     needs = list(ctx.needs_input_grad[:3])
-    grads = iter(gather_backward_op(g, *ctx.saved_tensors, ctx.ignore_index, needs))
-    return *(next(grads) if needed else None for needed in needs), None, None
+    grads = iter(gather_backward_op(g, *ctx.saved_tensors, ctx.ignore_index, needs, ctx.triton))
+    return *(next(grads) if needed else None for needed in needs), None, None, None
 
 
 gather_op.register_autograd(_backward, setup_context=_setup)
 
 
-def gather(problem: Problem) -> Tensor:
-    """The critic's logits at the targets, [N]."""
+def gather(problem: Problem, *, triton: bool = False) -> Tensor:
+    """The critic's logits at the targets, [N]; by plain PyTorch, or by the Triton kernels."""
     critic, targets = problem.critic, problem.targets
     assert critic is not None
     assert critic.weight is not None
     assert targets is not None
-    return gather_op(critic.hidden, critic.weight, critic.bias, targets, problem.ignore_index)
+    return gather_op(critic.hidden, critic.weight, critic.bias, targets, problem.ignore_index, triton)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from etpo.kernels import gather as gathered
 from etpo.kernels.flat import fake_gradients, flatten, no_autocast, unflatten
 from etpo.kernels.plan import EXPECTATIONS, LSE_P
 from etpo.kernels.streams import KL_FIELDS, LOG_RATIO_FIELDS, Problem, VocabStats, kl_of, log_ratio_of
@@ -119,66 +120,6 @@ def _backward(ctx: Any, g: Sequence[Tensor | None] | None) -> tuple[Any, ...]:
 sweep_op.register_autograd(_backward, setup_context=_setup)
 
 
-@torch.library.custom_op("etpo::triton_gather", mutates_args=())
-def gather_op(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int
-) -> Tensor:
-    """h·W_w + bias_w [N] float32 at w = targets; 0 where targets == ignore_index."""
-    from etpo.kernels import triton_gather
-
-    return triton_gather.forward(hidden, weight, bias, targets, ignore_index)
-
-
-@gather_op.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int) -> Tensor:
-    return hidden.new_empty(hidden.shape[0], dtype=torch.float32)
-
-
-@torch.library.custom_op("etpo::triton_gather_backward", mutates_args=())
-def gather_backward_op(
-    g: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    ignore_index: int,
-    needs: list[bool],
-) -> list[Tensor]:
-    """Gradients of hidden, weight and bias, as far as `needs` asks."""
-    from etpo.kernels import triton_gather
-
-    return triton_gather.backward(g, hidden, weight, bias, targets, ignore_index, needs)
-
-
-@gather_backward_op.register_fake
-def _(
-    g: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    ignore_index: int,
-    needs: list[bool],
-) -> list[Tensor]:
-    tensors = zip((hidden, weight, bias), needs, strict=True)
-    made = [tensor for tensor, need in tensors if need and tensor is not None]
-    return fake_gradients(made, range(len(made)))
-
-
-def _setup_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.ignore_index = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward_gather(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-    needs = list(ctx.needs_input_grad[:3])
-    grads = iter(gather_backward_op(g, *ctx.saved_tensors, ctx.ignore_index, needs))
-    return *(next(grads) if needed else None for needed in needs), None, None
-
-
-gather_op.register_autograd(_backward_gather, setup_context=_setup_gather)
-
-
 def sweep(problem: Problem, fields: tuple[str, ...], *, in_place: bool = False) -> dict[str, Tensor]:
     """The named statistics of `problem`, each [N] float64. in_place: backward overwrites given logits."""
     flat = flatten(problem)
@@ -201,8 +142,4 @@ def log_ratio(problem: Problem, *, in_place: bool = False) -> Tensor:
 
 def gather(problem: Problem) -> Tensor:
     """The critic's logits at the targets, [N]."""
-    critic, targets = problem.critic, problem.targets
-    assert critic is not None
-    assert critic.weight is not None
-    assert targets is not None
-    return gather_op(critic.hidden, critic.weight, critic.bias, targets, problem.ignore_index)
+    return gathered.gather(problem, triton=True)

@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from etpo.kernels import (
     Stream,
+    gather,
     gather_q,
     kl_from_logits,
     linear_kl,
@@ -125,7 +126,8 @@ def test_compiled_graphs_keep_the_operators_whole(tensors, targets):
 
     torch.compile(call, fullgraph=True, backend=keep)(h.detach(), w.detach())
     names = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
-    assert sum("etpo.triton" in name for name in names) == 5
+    assert sum("etpo.triton" in name for name in names) == 4
+    assert sum("etpo.gather" in name for name in names) == 1
     want = call(h, w)
     got = torch.compile(call, fullgraph=True, backend="aot_eager")(h, w)
     torch.testing.assert_close(got, want)
@@ -157,11 +159,11 @@ def test_the_operators_keep_the_rules_of_torch_library(lora):
 def test_the_gather_operators_keep_the_rules_of_torch_library():
     hidden, weight, bias = stream(N, V, 3, bias=True, dtype=torch.float32)[:3]
     targets = torch.tensor([0, 5, -100, 36, 7, 7])
-    torch.library.opcheck(triton_op.gather_op, (hidden, weight, bias, targets, -100))
+    torch.library.opcheck(gather.gather_op, (hidden, weight, bias, targets, -100, True))
     plain = [t.detach() for t in (hidden, weight, bias)]
     for needs in ([True, True, True], [False, True, False]):
-        args = (torch.randn(N), *plain, targets, -100, needs)
-        torch.library.opcheck(triton_op.gather_backward_op, args, test_utils=CHECKS)
+        args = (torch.randn(N), *plain, targets, -100, needs, True)
+        torch.library.opcheck(gather.gather_backward_op, args, test_utils=CHECKS)
 
 
 def test_logits_that_another_backward_needs_are_not_overwritten_unseen():
