@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from etpo import __version__
+from etpo.engine.config import nearest
 from etpo.engine.run_folder import RunFolder
-from etpo.engine.summary import Window, learned
+from etpo.engine.summary import Window, learned, read_programs
 from etpo.envs.datasets import load_dataset
 from etpo.envs.sandbox import Sandbox
 from etpo.envs.scoring import Scorer
@@ -57,6 +58,16 @@ ABLATION = (
     Variant("preset paper", ("--preset", "paper")),
     FROZEN,
 )
+
+
+def variants_named(names: list[str]) -> tuple[Variant, ...]:
+    """Rows of `ABLATION` by name. Raises ValueError for a name that is not there, or for none."""
+    known = {variant.name: variant for variant in ABLATION}
+    for name in names or [""]:
+        if name not in known:
+            close = nearest(name, list(known))
+            raise ValueError(f"--rows: expected some of {', '.join(known)}, got '{name}'{close}")
+    return tuple(known[name] for name in names)
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,11 @@ def run_table(
 
 
 def _train(path: Path, dataset: str, steps: int, seed: int, threads: int, options: tuple[str, ...]) -> None:
+    """Train in the folder `path` unless its run is finished; one that was cut off goes on."""
     config = RunFolder(path).config_file
+    programs, _ = read_programs(RunFolder(path).programs_file)
+    if len(programs) == steps:
+        return
     command = [sys.executable, "-P", "-m", "etpo.cli", "train"]
     if config.is_file():
         command += ["--resume", str(path), "--steps", str(steps)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from etpo.cli.errors import Group
+from etpo.cli.errors import Group, write_file
 
 
 @click.group(cls=Group)
@@ -21,6 +21,7 @@ def bench() -> None:
 @click.option(
     "--ablation", is_flag=True, help="One factor at a time around the default, not only default and frozen."
 )
+@click.option("--rows", default=None, help="Names of rows of the ablation, with commas: those alone.")
 @click.option("--fresh/--no-fresh", default=True, show_default=True,
               help="Score each best program again on split seeds 5–24.")  # fmt: skip
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Runs at a time.")
@@ -30,32 +31,37 @@ def bench() -> None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows there.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the table there.")
 def learning(
-    dataset: str, seeds: int, first_seed: int, steps: int, ablation: bool, fresh: bool, jobs: int, work: Path,
-    title: str | None, json_file: Path | None, markdown: Path | None,
+    dataset: str, seeds: int, first_seed: int, steps: int, ablation: bool, rows: str | None, fresh: bool,
+    jobs: int, work: Path, title: str | None, json_file: Path | None, markdown: Path | None,
 ) -> None:  # fmt: skip
     """Train with several seeds, beside the frozen model with as many programs."""
-    from etpo.bench.learning import ABLATION, DEFAULT, FROZEN, run_table, to_json, to_markdown
+    from etpo.bench.learning import ABLATION, DEFAULT, FROZEN, run_table, to_json, to_markdown, variants_named
 
+    if rows is not None:
+        variants = variants_named(_words(rows) or [])
+    else:
+        variants = ABLATION if ablation else (DEFAULT, FROZEN)
     work.mkdir(parents=True, exist_ok=True)
-    variants = ABLATION if ablation else (DEFAULT, FROZEN)
-    rows = run_table(
+    table = run_table(
         dataset, variants, list(range(first_seed, first_seed + seeds)), steps, work.resolve(), jobs=jobs,
         fresh=fresh, tell=click.echo,
     )  # fmt: skip
     command = (
         f"etpo bench learning --dataset {dataset} --seeds {seeds} --first-seed {first_seed} --steps {steps}"
     )
-    command += (" --ablation" if ablation else "") + f" --jobs {jobs}" + ("" if fresh else " --no-fresh")
-    text = to_markdown(rows, title or f"Learning on {dataset}", command)
+    command += f" --rows '{rows}'" if rows is not None else " --ablation" if ablation else ""
+    command += f" --jobs {jobs}" + ("" if fresh else " --no-fresh")
+    text = to_markdown(table, title or f"Learning on {dataset}", command)
     click.echo(text)
-    _write({json_file: to_json(rows, command), markdown: text})
+    _write({"--json": (json_file, to_json(table, command)), "--markdown": (markdown, text)})
 
 
 @bench.command()
 @click.option(
     "--workers", default=None, type=click.IntRange(min=1), help="Processes at once; default one a core."
 )
-@click.option("--seconds", default=3.0, show_default=True, help="Seconds of a round.")
+@click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(min=0, min_open=True),
+              help="Seconds of a round.")  # fmt: skip
 @click.option("--hostile", default=None, type=click.IntRange(min=1),
               help="Run that many hostile programs instead, and compare what is there before and after."
               )  # fmt: skip
@@ -79,7 +85,7 @@ def sandbox(
         result = run_mix(hostile, seed, workers, lambda line: click.echo(line, err=True))
     text = json.dumps(result, indent=2) + "\n"
     click.echo(text, nl=False)
-    _write({json_file: text})
+    _write({"--json": (json_file, text)})
     if result.get("leaked") or result.get("unexpected"):
         click.get_current_context().exit(1)
 
@@ -122,7 +128,8 @@ def kernels(
         rows = compile_table(_whole_numbers("--archs", archs))
         text = to_markdown(rows)
         click.echo(text)
-        _write({markdown: text, json_file: json.dumps(rows, indent=1, default=vars) + "\n"})
+        as_json = json.dumps(rows, indent=1, default=vars) + "\n"
+        _write({"--markdown": (markdown, text), "--json": (json_file, as_json)})
         return
     from etpo.bench.kernels_run import Options, Result, run
 
@@ -133,7 +140,11 @@ def kernels(
     )  # fmt: skip
 
     def save(result: Result) -> None:
-        _write({json_file: result.json, markdown: result.markdown, plot: result.svg})
+        _write({
+            "--json": (json_file, result.json),
+            "--markdown": (markdown, result.markdown),
+            "--plot": (plot, result.svg),
+        })  # fmt: skip
 
     result = run(options, lambda line: click.echo(line, err=True), save)
     click.echo(result.markdown)
@@ -153,9 +164,8 @@ def _whole_numbers(option: str, text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _write(files: dict[Path | None, str]) -> None:
-    """Writes each text to its file; None stands for a file that nobody asked for."""
-    for file, content in files.items():
+def _write(files: dict[str, tuple[Path | None, str]]) -> None:
+    """Writes each option's text to its file; None stands for a file that nobody asked for."""
+    for option, (file, text) in files.items():
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(content, encoding="utf-8")
+            write_file(option, file, text)

@@ -2,10 +2,10 @@
 
 import click
 
-from etpo.cli.errors import FAILED, Failed
+from etpo.cli.errors import FAILED, Failed, Group
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
     """List the data sets, fetch and check their files.
 

@@ -7,7 +7,6 @@ import resource
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -75,8 +74,13 @@ def _gpus() -> str:
 
 
 def _data_home() -> str:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = Path(os.environ.get("ETPO_DATA_HOME") or cache / "etpo" / "data")
+    from etpo.envs.datasets_catalog import DatasetError
+    from etpo.envs.datasets_home import data_home
+
+    try:
+        home = data_home()
+    except DatasetError as error:
+        return str(error)
     if not home.is_dir():
         return f"{home} (not there yet)"
     return f"{home} ({sum(child.is_dir() for child in home.iterdir())} folders)"

@@ -5,9 +5,11 @@ interrupted.
 """
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -35,6 +37,30 @@ class Failed(click.ClickException):
     exit_code = FAILED
 
 
+def new_folder(out: Path) -> None:
+    """Make the folder of `--out`: one that holds files is wrong use, one that cannot be made a failure."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        got = "one with files in it" if out.is_dir() else "a file"
+        raise click.UsageError(f"--out {out}: expected a new or empty folder, got {got}; choose another")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failed(
+            f"--out {out}: expected a folder that can be written, got: {error.strerror}; choose another"
+        ) from error
+
+
+def write_file(option: str, file: Path, text: str) -> None:
+    """Write what an option asks for; a file that cannot be written is a failure in one line."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Failed(
+            f"{option} {file}: expected a file that can be written, got: {error.strerror}; choose another"
+        ) from error
+
+
 class Group(click.Group):
     """A click group whose every error is one line, and whose exit codes are those of this module."""
 
@@ -60,6 +86,8 @@ class Group(click.Group):
             click.echo(error.format_message(), err=True)
             sys.exit(USAGE)
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                sys.exit(FAILED)
             if self.debug:
                 traceback.print_exc()
             _leave(message_of(error), exit_code_of(error))
@@ -114,6 +142,16 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in DISK_FULL
     return type(error).__name__ == "SafetensorError" and "No space left on device" in str(error)
+
+
+def _nobody_reads() -> bool:
+    """True where standard output is a pipe that nobody reads any more; what is left for it is dropped."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _one_line(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from etpo.cli.errors import Failed
+from etpo.cli.errors import write_file
 
 if TYPE_CHECKING:
     from etpo.engine.summary import Program
@@ -32,9 +32,7 @@ MEASURES = (
     "-n", "n", type=click.IntRange(min=1), default=100, show_default=True, help="Programs from each."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws.")
-@click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the numbers there."
-)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers there.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def evaluate(run: Path, n: int, seed: int, json_file: Path | None, device: str) -> None:
     """Draw fresh programs from the trained policy of the run in DIR and from its reference, and score them.
@@ -60,12 +58,7 @@ def evaluate(run: Path, n: int, seed: int, json_file: Path | None, device: str) 
     record = measure(trained, n, seed)
     _show(record)
     if json_file:
-        try:
-            json_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise Failed(
-                f"--json {json_file}: expected a file that can be written, got: {error.strerror}"
-            ) from error
+        write_file("--json", json_file, json.dumps(record, indent=2) + "\n")
 
 
 def _on_data(trained: "Trained", n: int, seed: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from etpo.cli.errors import Failed
+from etpo.cli.errors import new_folder
 
 
 @click.command()
@@ -22,16 +22,7 @@ def export(run: Path, out: Path, role: str, merge: bool) -> None:
     from etpo.engine.summary import existing_run
 
     existing_run(run)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise click.UsageError(
-            f"--out {out}: expected a new or empty folder, got one with files in it; choose another"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Failed(
-            f"--out {out}: expected a folder that can be written, got: {error.strerror}; choose another"
-        ) from error
+    new_folder(out)
 
     from etpo.engine.trained import load, quiet_transformers
 

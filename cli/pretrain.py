@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from etpo.cli.errors import Failed
+from etpo.cli.errors import new_folder
 from etpo.engine.summary import duration
 
 EVERY_S = 10.0
@@ -14,7 +14,7 @@ EVERY_S = 10.0
 
 @click.command()
 @click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The model's folder."
+    "--out", required=True, type=click.Path(path_type=Path), help="The model's folder, new or empty."
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every bit of it."
@@ -32,16 +32,7 @@ def pretrain(out: Path, seed: int, tokens: int, minutes: float | None, threads: 
 
     Interrupted, it goes on from its last checkpoint when called again with the same options.
     """
-    if out.is_dir() and any(out.iterdir()):
-        raise click.UsageError(
-            f"--out {out}: expected a new or empty folder, got one with files in it; choose another"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Failed(
-            f"--out {out}: expected a folder that can be written, got: {error.strerror}; choose another"
-        ) from error
+    new_folder(out)
 
     from etpo.engine.pretrain import pretrain as run
 

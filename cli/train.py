@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import fcntl
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -128,18 +130,18 @@ def train(ctx: click.Context, config_file: Path | None, resume: Path | None, **v
     etpo train --resume runs/tic-tac-toe-etpo-s0-20260101-120000 --steps 1000
     """
     given = {k: v for k, v in values.items() if ctx.get_parameter_source(k) is not ParameterSource.DEFAULT}
-    if resume:
-        config, folder = _resumed(resume, given, config_file)
-    else:
-        config, folder = _new(given, config_file)
-    try:
-        outcome = _run(config, folder, resumed=resume is not None)
-    except KeyboardInterrupt:
-        outcome = None
-    finally:
-        if resume is None:
-            _discard_if_unused(folder)
-    _tell(folder, outcome)
+    config, folder = _resumed(resume, given, config_file) if resume else _new(given, config_file)
+    with _held(folder):
+        if resume:
+            _rewrite_config(config, folder)
+        try:
+            outcome = _run(config, folder, resumed=resume is not None)
+        except KeyboardInterrupt:
+            outcome = None
+        finally:
+            if resume is None:
+                _discard_if_unused(folder)
+        _tell(folder, outcome)
     if outcome is None or outcome.interrupted:
         _tell_how_to_resume(folder)
         ctx.exit(INTERRUPTED)
@@ -174,13 +176,35 @@ def _resumed(path: Path, given: dict[str, Any], config_file: Path | None) -> tup
         check_agent(config)
     elif not folder.reference.is_dir():
         check_model(config.model)
+    return config, folder
+
+
+@contextlib.contextmanager
+def _held(folder: RunFolder) -> Iterator[None]:
+    """Hold the run's folder while it is written to: two trainings in one folder would mix their records."""
+    fd = os.open(folder.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Failed(
+                f"{folder.path}: expected a run that stands still, got one that another `etpo train` is "
+                "writing to; wait for its end, or stop it"
+            ) from error
+        except OSError:  # some network file systems know no such locks
+            pass
+        yield
+    finally:
+        os.close(fd)
+
+
+def _rewrite_config(config: Config, folder: RunFolder) -> None:
     try:
         write_atomically(folder.config_file, to_toml(config))
     except OSError as error:
         raise Failed(
-            f"--resume {path}: expected a folder that can be written, got {error.strerror}"
+            f"--resume {folder.path}: expected a folder that can be written, got {error.strerror}"
         ) from error
-    return config, folder
 
 
 def _absolute(name: str) -> str:

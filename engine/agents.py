@@ -145,10 +145,11 @@ class OpenAIAgent:
         return [future.result() for future in futures]
 
     def _ask_once(self, state: str, seed: int) -> Reply:
+        limit_name = self._limit_name
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": chat_message(state)}],
-            self._limit_name: self.max_tokens,
+            limit_name: self.max_tokens,
             "seed": seed,
             **self._sampling,
         }
@@ -162,7 +163,7 @@ class OpenAIAgent:
             with self._opener.open(request, timeout=self.timeout_s) as response:
                 return _read_reply(response.read())
         except urllib.error.HTTPError as error:
-            raise self._refusal(error) from None
+            raise self._refusal(error, limit_name) from None
         except TimeoutError:
             raise _Retry(f"no answer in {self.timeout_s:g} s") from None
         except (OSError, http.client.HTTPException) as error:
@@ -171,14 +172,14 @@ class OpenAIAgent:
                 raise _Retry(f"no answer in {self.timeout_s:g} s") from None
             raise _Retry(f"no connection ({type(reason).__name__})") from None
 
-    def _refusal(self, error: urllib.error.HTTPError) -> Exception:
-        """What an HTTP status other than 200 leads to."""
+    def _refusal(self, error: urllib.error.HTTPError, limit_name: str) -> Exception:
+        """What an HTTP status other than 200 leads to; `limit_name` is what the request called max_tokens."""
         try:
             said = error.read(65_536).decode("utf-8", "replace")
         except (OSError, http.client.HTTPException):
             said = ""
         message, kind = _message_of(said)
-        if error.code == 400 and "max_completion_tokens" in message and self._limit_name == "max_tokens":
+        if error.code == 400 and "max_completion_tokens" in message and limit_name == "max_tokens":
             self._limit_name = "max_completion_tokens"  # what newer models of OpenAI call it
             return _Retry("another name for max_tokens", 0.0)
         told = f"status {error.code}" + (f" ({self._without_key(message)})" if message else "")

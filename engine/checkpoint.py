@@ -43,6 +43,8 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write `folder/step-NNNNNN` atomically and drop all but the newest few.
 
+    Behind a cut iteration nothing is dropped: a longer run goes on from the last whole one, which must stay.
+
     Raises:
         OSError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
     """
@@ -67,14 +69,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for old in list_checkpoints(folder)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    if checkpoint.state.get("whole", True):
+        others = [path for path in list_checkpoints(folder) if path != final]
+        for old in others[: 1 - KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+    # The longer name is the later step: from a million on, names have more digits.
+    return sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -112,7 +117,7 @@ def latest_checkpoint(folder: Path, *, whole: bool = False) -> tuple[Checkpoint 
         except CheckpointError as error:
             damaged.append(str(error))
             continue
-        if not whole or checkpoint.state["whole"]:
+        if not whole or checkpoint.state.get("whole"):
             return checkpoint, damaged
     return None, damaged
 

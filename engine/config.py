@@ -18,8 +18,12 @@ import tomli_w
 class Config:
     """Everything that decides a run. Units stand in the names; β is in reward units.
 
+    Attributes:
+        preset: the preset that `resolve` merged in, for the record; of itself it sets nothing.
+
     Raises:
-        ValueError: a value outside its range; the message names the option, the range and what came.
+        ValueError: a value of the wrong type or outside its range; the message names the option, what was
+            expected and what came.
     """
 
     # what is learned, and on what
@@ -79,6 +83,8 @@ class Config:
     out: str | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name)))
         for name, low, strict in (
             ("steps", 1, False), ("envs", 1, False), ("rollout_steps", 1, False),
             ("max_new_tokens", 1, False), ("max_episode_steps", 1, False), ("temperature", 0.0, True),
@@ -146,7 +152,7 @@ def resolve(flags: dict[str, Any], file: Path | None = None, preset: str | None 
         raise ValueError(f"--preset: expected one of {', '.join(PRESETS)}, got '{preset}'"
                          f"{nearest(preset, list(PRESETS))}")  # fmt: skip
     merged = {**(PRESETS[preset] if preset else {}), **from_file, **flags, "preset": preset}
-    return Config(**{key: _typed(key, value) for key, value in merged.items()})
+    return Config(**merged)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ transformers_logging.disable_progress_bar()
 
 BUNDLED = "etpo-nano"
 LEAN_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+NOT_READ = "expected a causal LM with a key-value cache and one LM head, got"
 
 
 class ModelError(Exception):
@@ -56,7 +57,9 @@ class LanguageModel(nn.Module):
         self.hidden_size = config.hidden_size
         self.context = getattr(config, "max_position_embeddings", None) or 1 << 30
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self.temperature = 1.0 / (getattr(config, "logit_scale", None) or 1.0)
+        # Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`.
+        scale = getattr(config, "logit_scale", None) or 1.0
+        self.temperature = (getattr(config, "logits_scaling", None) or 1.0) / scale
         if self.is_lean:
             self.head_dim = (
                 getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -163,7 +166,31 @@ def load_language_model(
         raise ModelError(
             f"--model {name}: expected a causal LM in safetensors form, got {_first_line(error)}"
         ) from error
-    return LanguageModel(hf.to(device).eval()), tokenizer
+    try:
+        model = LanguageModel(hf.to(device).eval())
+        is_read = model.is_lean or gives_own_logits(model)
+    except (AttributeError, TypeError) as error:
+        raise ModelError(f"--model {name}: {NOT_READ} {config.model_type} ({_first_line(error)})") from error
+    if not is_read:
+        raise ModelError(f"--model {name}: {NOT_READ} {config.model_type}, whose logits come about otherwise")
+    return model, tokenizer
+
+
+@torch.no_grad()
+def gives_own_logits(model: LanguageModel) -> bool:
+    """True where `forward_padded`, its cache and `logits` give what the whole model says of a fourth token.
+
+    False for a body with another kind of memory than a key-value cache, or with more between the last hidden
+    states and the logits than `LanguageModel` knows of. Wrong logits differ by about their own size; cached
+    and whole forwards, also in bfloat16, by a few per cent of it at most.
+    """
+    tokens_BT = (torch.arange(4, device=model.device) % len(model.head_weight))[None]
+    is_token_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
+    theirs = model.hf(input_ids=tokens_BT).logits[0, -1].float()
+    _, cache = model.forward_padded(tokens_BT[:, :3], is_token_BT[:, :3])
+    hidden_BTD, _ = model.forward_padded(tokens_BT[:, 3:], is_token_BT, cache)
+    ours = model.logits(hidden_BTD[:, -1])[0]
+    return bool((ours - theirs).norm() <= 0.1 * theirs.norm())
 
 
 def bundled_path() -> Path:

@@ -48,7 +48,6 @@ class UpdateLog:
         q_mean, v_mean: Q̄ and V̄ over action tokens, in reward units.
         kl_update: mean KL(π_before ‖ π_after) in nat a token on the fresh actions.
         step_share: the share of the policy's step that was kept (1 unless the bound cut it).
-        n_forward_tokens: action tokens that the update's minibatches held.
     """
 
     loss_q: float
@@ -57,7 +56,6 @@ class UpdateLog:
     v_mean: float
     kl_update: float
     step_share: float
-    n_forward_tokens: int
 
 
 class Learner:
@@ -95,7 +93,8 @@ class Learner:
         head_moves = before.weight.requires_grad
         before = detached(before)
         if head_moves:
-            before = before._replace(weight=before.weight.clone())
+            bias = None if before.bias is None else before.bias.clone()
+            before = before._replace(weight=before.weight.clone(), bias=bias)
         params = list(self.roles.parameters("policy").values())
         anchor = [p.detach().clone() for p in params]
         logs = []
@@ -105,11 +104,11 @@ class Learner:
         kl, share = self._bound_step(before, fresh_batch, params, anchor)
         for action in fresh:
             action.hidden = None
-        loss_q, loss_pi, q_mean, v_mean = np.mean([log[:4] for log in logs], axis=0).tolist()
-        return UpdateLog(loss_q, loss_pi, q_mean, v_mean, kl, share, sum(log[4] for log in logs))
+        loss_q, loss_pi, q_mean, v_mean = np.mean(logs, axis=0).tolist()
+        return UpdateLog(loss_q, loss_pi, q_mean, v_mean, kl, share)
 
-    def step(self, batch: ActionBatch) -> tuple[float, float, float, float, int]:
-        """Targets, both losses, one optimiser step each, Polyak: (L_Q, L_π, mean Q̄, mean V̄, tokens)."""
+    def step(self, batch: ActionBatch) -> tuple[float, float, float, float]:
+        """Targets, both losses, one optimiser step each, Polyak: (L_Q, L_π, mean Q̄, mean V̄)."""
         config, roles = self.config, self.roles
         targets = self.targets(batch)
         sequences = batch.sequences()
@@ -139,7 +138,7 @@ class Learner:
             torch.nn.utils.clip_grad_norm_(list(roles.parameters(role).values()), config.clip_norm)
             optimizer.step()
         polyak(roles, config.tau)
-        return loss_q.item(), loss_pi.item(), targets.q.mean().item(), targets.v.mean().item(), batch.n_tokens
+        return loss_q.item(), loss_pi.item(), targets.q.mean().item(), targets.v.mean().item()
 
     @torch.no_grad()
     def targets(self, batch: ActionBatch) -> Targets:

@@ -4,25 +4,24 @@ import dataclasses
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from etpo.engine.actions import Action, collate
-from etpo.engine.checkpoint import latest_checkpoint
+from etpo.engine.checkpoint import CheckpointError, latest_checkpoint, list_checkpoints
 from etpo.engine.config import Config
 from etpo.engine.learner import UpdateLog
 from etpo.engine.losses import stream_kl
-from etpo.engine.run import Best, Run, Stopwatch, open_run, rss_mib, sha256
+from etpo.engine.run import Best, Progress, Run, Stopwatch, open_run, rss_mib, sha256
 from etpo.engine.run_folder import RunFolder, write_atomically
 from etpo.engine.sampler import Sample, sample_actions
 from etpo.envs.data_science import DataScience
 from etpo.envs.standalone import best_program
-from etpo.envs.vector import Transition, VectorRunner
+from etpo.envs.vector import Transition
 from etpo.kernels import Stream, linear_logprob
 
 Observer = Callable[[dict[str, Any]], None]
@@ -45,19 +44,6 @@ class Outcome:
     notes: list[str]
 
 
-class Progress(Protocol):
-    """What the records of a run are made from, whoever acts in it."""
-
-    step: int
-    best: Best | None
-    recent: deque[str]
-    observations: list[str]
-    episode_of: list[int]
-    t_of: list[int]
-    environments: VectorRunner
-    folder: RunFolder
-
-
 def train(
     config: Config, folder: RunFolder, *, resume: bool = False, observe: Observer = lambda _: None
 ) -> Outcome:
@@ -71,6 +57,7 @@ def train(
 
     Raises:
         ModelError, DatasetError, ValueError: bad input, one line.
+        CheckpointError: there are checkpoints, but none is usable.
         AgentError: the API of `config.agent` refuses, or does not answer.
     """
     if config.agent is not None:
@@ -78,12 +65,8 @@ def train(
 
         return train_agent(config, folder, resume=resume, observe=observe)
     with open_run(config, folder) as run, interruptible() as interrupted:
-        checkpoint, notes = latest_checkpoint(folder.checkpoints, whole=True) if resume else (None, [])
-        if checkpoint:
-            run.restore(checkpoint)
-        elif resume:
-            folder.rewind({"metrics": 0, "programs": 0}, 0)
-        clock = Stopwatch(checkpoint.state["wall_s"] if checkpoint else 0.0)
+        notes = go_on(run) if resume else []
+        clock = Stopwatch(run.wall_s)
         per_iteration = config.envs * config.rollout_steps
         while run.step < config.steps and not interrupted():
             n_programs = min(per_iteration, config.steps - run.step)
@@ -115,6 +98,29 @@ def train(
         run.wall_s = clock()
         run.save(whole=run.step % per_iteration == 0)
         return Outcome(run.step, interrupted() and run.step < config.steps, run.best, notes)
+
+
+def go_on(run: Progress) -> list[str]:
+    """Restore the newest whole checkpoint; a run that was stopped before its first one starts anew.
+
+    Returns one line for each newer checkpoint that is damaged.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is usable; nothing was changed.
+    """
+    folder = run.folder
+    checkpoint, damaged = latest_checkpoint(folder.checkpoints, whole=True)
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    elif list_checkpoints(folder.checkpoints):
+        found = "; ".join(damaged) or "only some that end inside an iteration"
+        raise CheckpointError(
+            f"{folder.path}: expected a checkpoint to go on from, got none that is usable ({found}); "
+            "start again with another --out"
+        )
+    else:
+        folder.rewind({"metrics": 0, "programs": 0}, 0)
+    return damaged
 
 
 def roll_out(run: Run, rows: range) -> tuple[list[Sample], list[str]]:

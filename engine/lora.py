@@ -33,7 +33,7 @@ class RoleLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.weight, self.bias, self.scale = base.weight, base.bias, scale
-        self._active = [active]
+        self._active = active
         device = base.weight.device
         self.lora_a, self.lora_b = nn.ParameterDict(), nn.ParameterDict()
         for role in roles:
@@ -44,7 +44,7 @@ class RoleLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.weight, self.bias)
-        role = self._active[0].name
+        role = self._active.name
         if role is None:
             return y
         a, b = self.lora_a[role].to(x.dtype), self.lora_b[role].to(x.dtype)
@@ -52,7 +52,11 @@ class RoleLinear(nn.Module):
 
 
 def add_adapters(model: nn.Module, head: nn.Module, roles: list[str], rank: int) -> ActiveRole:
-    """Freeze `model` and put a `RoleLinear` in the place of each of its linear layers but `head`."""
+    """Freeze `model` and put a `RoleLinear` in the place of each of its linear layers but `head`.
+
+    Raises:
+        ValueError: it has none (GPT-2 keeps its matrices in layers of another kind).
+    """
     active = ActiveRole()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -60,6 +64,11 @@ def add_adapters(model: nn.Module, head: nn.Module, roles: list[str], rank: int)
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and child is not head:
                 setattr(parent, name, RoleLinear(child, roles, rank, scale=2.0, active=active))
+    if not adapter_layers(model):
+        raise ValueError(
+            f"--roles: expected full for {type(model).__name__}, which has no linear layers for adapters, "
+            "got lora"
+        )
     return active
 
 

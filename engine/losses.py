@@ -3,12 +3,14 @@
 Means over real action tokens: the streams hold nothing else.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from etpo.engine.targets import QForm
-from etpo.kernels import Stream, gather_q, linear_kl, linear_logprob, soft_policy_kl
+from etpo.engine.targets import QForm, mix_of
+from etpo.kernels import Stream, gather_q, linear_kl, linear_logprob, soft_policy_kl, vocab_stats
 
 
 def q_of_tokens(
@@ -31,6 +33,9 @@ def q_of_tokens(
         )  # fmt: skip
         return v_head_K + beta * (logprob - logprob_ref_K)
     z_q = gather_q(critic.hidden, critic.weight, tokens_K, bias=critic.bias)
+    if critic.softcap is not None:
+        z_q = critic.softcap * torch.tanh(z_q / critic.softcap)
+    z_q = z_q / critic.temperature
     if q_form == "logits":
         return z_q
     assert v_head_K is not None
@@ -56,23 +61,38 @@ def policy_loss(policy: Stream, critic: Stream, reference: Stream, q_form: QForm
     π_Q = π̄·exp(z_Q/β)/Z for `logits`, softmax(z_Q) for `residual` and `normalised`.
     """
     critic = detached(critic)
-    if q_form == "logits":
-        reference = detached(reference)
+    if q_form != "logits":
+        return stream_kl(policy, critic).mean()
+    reference = detached(reference)
+    if _is_plain(policy):
         kl = soft_policy_kl(
             policy.hidden, policy.weight, critic.hidden, critic.weight, reference.hidden, reference.weight,
             beta, bias=policy.bias, q_bias=critic.bias, ref_bias=reference.bias,
         )  # fmt: skip
     else:
-        kl = stream_kl(policy, critic)
+        kl = _swept_kl(policy, critic, reference, mix_of(q_form, beta))
     return kl.mean()
 
 
 def stream_kl(policy: Stream, reference: Stream) -> Tensor:
     """KL(softmax(z_p) ‖ softmax(z_r)) [K], exact."""
+    if not _is_plain(policy):
+        return _swept_kl(policy, None, reference, (1.0, 0.0))
     return linear_kl(
         policy.hidden, policy.weight, reference.hidden, reference.weight,
-        bias=policy.bias, ref_bias=reference.bias, temperature=policy.temperature,
+        bias=policy.bias, ref_bias=reference.bias,
     )  # fmt: skip
+
+
+def _is_plain(stream: Stream) -> bool:
+    """True for logits that `linear_kl` and `soft_policy_kl` can make: h·Wᵀ + bias, and no more."""
+    return stream.softcap is None and stream.temperature == 1.0
+
+
+def _swept_kl(policy: Stream, critic: Stream | None, reference: Stream, mix: tuple[float, float]) -> Tensor:
+    """KL(softmax(z_p) ‖ softmax(u)) [K] of heads of any kind, u = mix[0]·z_r + mix[1]·z_q."""
+    s: Any = vocab_stats(policy, critic, reference, mix=mix)
+    return s.e_pu - s.lse_p + s.lse_u
 
 
 def detached(stream: Stream) -> Stream:

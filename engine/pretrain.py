@@ -41,6 +41,7 @@ from etpo.engine.pretrain_corpus import (
     padded_rows,
     train_tokenizer,
 )
+from etpo.engine.run_folder import write_atomically
 from etpo.envs.grammar import Document
 
 CARD_DATASET = "tic-tac-toe"
@@ -154,7 +155,7 @@ def _plan(work: Path, seed: int, minutes: float | None, tokens: int, recipe: Rec
     if minutes is not None:
         tokens = min(tokens, int(60 * minutes * _tokens_per_s(recipe)))
     plan = {**asked, "tokens": tokens}
-    path.write_text(json.dumps(plan), encoding="utf-8")
+    write_atomically(path, json.dumps(plan))
     return plan
 
 

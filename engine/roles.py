@@ -105,6 +105,10 @@ class FullRoles:
         """The model of a role, to draw actions from."""
         yield self.models[role]
 
+    def hand_over(self, role: Role) -> LanguageModel:
+        """The model of a role, to keep."""
+        return self.models[role]
+
     def save(self, role: Role, folder: Path, base_name: str) -> None:
         """Write the role as a model folder that `from_pretrained` loads."""
         self.models[role].hf.save_pretrained(folder)
@@ -157,11 +161,15 @@ class LoraRoles:
     def acting(self, role: Role) -> Iterator[LanguageModel]:
         """The base with the role's adapter in force."""
         before = self._active.name
-        self._active.name = None if role == "reference" else role
         try:
-            yield self.model
+            yield self.hand_over(role)
         finally:
             self._active.name = before
+
+    def hand_over(self, role: Role) -> LanguageModel:
+        """The base with the role's adapter in force, not only for a while: for who keeps the model."""
+        self._active.name = None if role == "reference" else role
+        return self.model
 
     def save(self, role: Role, folder: Path, base_name: str) -> None:
         """Write the role's adapter in PEFT's format."""

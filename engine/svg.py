@@ -110,9 +110,10 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    decimals = 2 - math.floor(math.log10(step))
     slack = 1e-3  # of a step: too little to be seen, and −1e-9 in a KL of zero is no reason for one more tick
     first, last = math.floor(low / step + slack), math.ceil(high / step - slack)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [round(i * step, decimals) for i in range(first, last + 1)]
 
 
 def number(value: float, step: float) -> str:

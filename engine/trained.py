@@ -11,9 +11,9 @@ from torch import nn
 
 from etpo.engine.checkpoint import CheckpointError, latest_checkpoint
 from etpo.engine.config import Config, resolve, to_toml
-from etpo.engine.language_model import BUNDLED, LanguageModel, bundled_path, load_language_model
+from etpo.engine.language_model import BUNDLED, LanguageModel, bundled_path
 from etpo.engine.roles import FullRoles, LoraRoles, Role
-from etpo.engine.run import device_of, load_roles, make_roles, settings_for, torch_dtype
+from etpo.engine.run import encoded, load_roles, make_roles, open_model, settings_for
 from etpo.engine.run_folder import RunFolder, write_atomically
 from etpo.engine.sampler import Sampling, sample_actions
 from etpo.engine.summary import existing_run
@@ -47,16 +47,10 @@ class Trained:
     tokenizer: Any
     notes: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        if isinstance(self.roles, LoraRoles):
-            # For good, and not for as long as this object lives: people keep the model and drop the rest.
-            self.roles._active.name = "policy"
-
     @property
     def model(self) -> nn.Module:
         """The policy as a Hugging Face model; for adapters, the base with the policy's adapter in force."""
-        with self.roles.acting("policy") as model:
-            return model.hf
+        return self.roles.hand_over("policy").hf
 
     def sample(
         self, prompt: str, n: int, *, seed: int = 0, temperature: float = 1.0, role: Role = "policy"
@@ -126,8 +120,9 @@ def load(path: str | Path, device: str = "auto") -> Trained:
         found = "; ".join(notes) or "none was saved yet"
         raise CheckpointError(f"{path}: expected a run with a checkpoint, got none ({found})")
     base = str(folder.reference) if folder.reference.is_dir() else config.model
-    model, tokenizer = load_language_model(base, torch_dtype(config), device_of(config))
-    roles = make_roles(replace(config, roles=checkpoint.state["form"]), model)
+    as_trained = replace(config, roles=checkpoint.state["form"])
+    model, tokenizer = open_model(as_trained, base)
+    roles = make_roles(as_trained, model)
     load_roles(roles, checkpoint.tensors)
     best = checkpoint.state["best"]
     return Trained(config, folder, checkpoint.step, best["action"] if best else None, roles, tokenizer, notes)
@@ -184,7 +179,7 @@ def draw(
     if n < 1 or not temperature > 0:
         raise ValueError(f"expected n ≥ 1 and a temperature > 0, got {n} and {temperature}")
     prompted = PromptForm(tokenizer, form)
-    ids = torch.tensor(prompted.encode(prompt, model.context - max_new_tokens), dtype=torch.int64)
+    ids = torch.tensor(encoded(prompted, prompt, model.context - max_new_tokens), dtype=torch.int64)
     generator = torch.Generator(device=model.device).manual_seed(seed)
     texts: list[str] = []
     while len(texts) < n:

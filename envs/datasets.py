@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 PROTOCOLS = ("default", "paper")
+MAX_CLASSES = 50  # one-vs-one goes over all pairs: 50 classes take a second a split, 200 a minute
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def load_dataset(
     Raises:
         UnknownDataset: no data set has this name.
         DatasetError: the file is absent and cannot be fetched, is not what was fetched, or is unreadable; it
-            lacks the target column, or its target has one class.
+            lacks the target column, or its target has one class or more than `MAX_CLASSES`.
         ValueError: unknown protocol, or a CSV file without `target`.
     """
     if protocol not in PROTOCOLS:
@@ -129,7 +130,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise DatasetError(
-            f"cannot read {path} ({reason}); expected a CSV file with a header line"
+            f"cannot read {path} ({reason}); expected a CSV file in UTF-8 with a header line"
         ) from error
 
 
@@ -138,15 +139,20 @@ def prepare(name: str, table: pd.DataFrame, recipe: Recipe, protocol: str) -> Da
     target = recipe.target
     if target not in table.columns:
         near = difflib.get_close_matches(target, list(map(str, table.columns)), n=1, cutoff=0.0)
-        raise DatasetError(f"data set {name} has no column {target!r}; did you mean {near[0]!r}?")
+        raise DatasetError(f"data set {name} has no column {target!r}; did you mean {near[0]!r:.80}?")
     paper = protocol == "paper"
     table = complete_rows(table, recipe.paper_share if paper else 1.0)
     features = feature_columns(table, target)
     classes = table[target].nunique()
     if classes < 2 or not features:
         raise DatasetError(
-            f"data set {name}: {len(table)} complete rows, {len(features)} features and {classes} values of "
-            f"{target!r} are left; expected at least 1 feature and 2 values"
+            f"data set {name}: its first {len(table)} complete rows have {len(features)} features and "
+            f"{classes} values of {target!r}; expected at least 1 feature and 2 values"
+        )
+    if classes > MAX_CLASSES:
+        raise DatasetError(
+            f"data set {name}: expected a target with at most {MAX_CLASSES} classes, got {target!r} with "
+            f"{classes} values in {len(table)} rows; cut it into classes, or choose another column"
         )
     x, y, class_names = to_arrays(table, features, target, paper)
     is_twin = name.endswith(SYNTHETIC)

@@ -16,9 +16,14 @@ from etpo.envs.datasets_catalog import DatasetError, find_name
 
 
 def data_home() -> Path:
-    """`ETPO_DATA_HOME`, else `etpo/data` in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("ETPO_DATA_HOME") or cache / "etpo" / "data").expanduser()
+    """`ETPO_DATA_HOME`, else `etpo/data` in the user's cache folder. DatasetError where there is no home."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(os.environ.get("ETPO_DATA_HOME") or f"{cache}/etpo/data").expanduser()
+    except RuntimeError as error:
+        raise DatasetError(
+            "expected a home folder for data sets, got a user without one; set ETPO_DATA_HOME to a folder"
+        ) from error
 
 
 def find_file(name: str, home: Path | None = None) -> Path | None:

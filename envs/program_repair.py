@@ -1,4 +1,4 @@
-"""Program repair: the agent corrects a small faulty function; the reward is the share of hidden tests passed.
+"""Program repair: the agent corrects a small faulty function, judged by hidden tests.
 
 The box is the one of the data-science programs. A child gets the functions' arguments only; the expected
 results stay here, where what the child returns is compared with them. The results come back as text in the
@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 
 from etpo.envs.program_repair_tasks import Task, load_tasks
-from etpo.envs.prompts import describe_error, reflection_prompt
+from etpo.envs.prompts import defines, describe_error, reflection_prompt
 from etpo.envs.sandbox import Sandbox, SplitArrays, refuse
 from etpo.envs.sandbox_result import Failure
 from etpo.envs.text_space import AnyText
@@ -74,7 +74,8 @@ class Verdict:
     """What came of one attempt.
 
     Attributes:
-        reward: share of the hidden tests that pass; −1 where the program does not run.
+        reward: 1 where all hidden tests pass, else minus the share that fails, so that an episode never
+            earns more by going on than by the repair; −1 where the program does not run.
         passed: how many pass.
         error: one line for the next prompt; None where all pass.
         wall_s: seconds that it ran.
@@ -91,9 +92,9 @@ class ProgramRepair(gymnasium.Env[str, str]):
 
     State: what the function shall do, an example, the faulty function, and its `def` line again; after an
     attempt that fails a test also that attempt and what is wrong with it. Action: the corrected body, or a
-    program that defines the function. Reward: the share of hidden tests that pass, −1 where the program does
-    not run at all. All tests passed terminates; the `max_episode_steps`-th attempt truncates. The info of a
-    step has `task`, `passed`, `tests`, `error` and `wall_s`.
+    program that defines the function. Reward: 1 where all hidden tests pass, else minus the share that
+    fails; −1 where the program does not run at all. All tests passed terminates; the `max_episode_steps`-th
+    attempt truncates. The info of a step has `task`, `passed`, `tests`, `error` and `wall_s`.
 
     Args:
         max_episode_steps: attempts that end an episode.
@@ -184,7 +185,7 @@ def judge(task: Task, action: str, sandbox: Sandbox) -> Verdict:
         sandbox: where it runs.
     """
     body = body_of(action, task)
-    source = body if _defines(body, task.name) else task.signature + body
+    source = body if defines(body, task.name) else task.signature + body
     above = source.count("\n") - body.count("\n")  # the signature's line, before a bare body
     if (refused := refuse(source)) is not None:
         return _failed(refused[1], above, source, 0.0)
@@ -203,24 +204,20 @@ def judge(task: Task, action: str, sandbox: Sandbox) -> Verdict:
     ]
     if len(result.proba) == len(task.tests) and all(passed):
         return Verdict(1.0, len(passed), None, result.wall_s)
-    share = sum(passed) / len(task.tests)
+    failed_share = 1.0 - sum(passed) / len(task.tests)
     raised = sum(row[0] < 0 for row in result.proba)
     error = f"{sum(passed)} of {len(task.tests)} hidden tests pass"
     error += f", {raised} raise an exception" if raised else ""
-    return Verdict(share, sum(passed), error, result.wall_s)
+    return Verdict(-failed_share, sum(passed), error, result.wall_s)
 
 
 def body_of(action: str, task: Task) -> str:
     """The body with its indentation, or the whole program where the action defines the function."""
     text = action if action.endswith("\n") else action + "\n"
     first = next((line for line in text.splitlines() if line.strip()), "")
-    if _defines(text, task.name) or not first or first[0].isspace():
+    if defines(text, task.name) or not first or first[0].isspace():
         return text
     return "".join(f"    {line}" if line.strip() else line for line in text.splitlines(keepends=True))
-
-
-def _defines(text: str, name: str) -> bool:
-    return any(line.startswith(f"def {name}(") for line in text.splitlines())
 
 
 def _failed(failure: Failure, above: int, source: str, wall_s: float) -> Verdict:

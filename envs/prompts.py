@@ -67,10 +67,15 @@ def as_program(text: str) -> str:
 
     A body that is not indented is indented; a file that defines `build_model` itself is left alone.
     """
-    if any(line.startswith("def build_model(") for line in text.splitlines()):
+    if defines(text, "build_model"):
         return text
     lines = text.splitlines()
     first = next((line for line in lines if line.strip()), "")
     if first and not first[0].isspace():
         lines = [INDENT + line if line.strip() else line for line in lines]
     return SIGNATURE + "\n".join(lines) + "\n"
+
+
+def defines(text: str, name: str) -> bool:
+    """True where a text defines the function at its margin."""
+    return any(line.startswith(f"def {name}(") for line in text.splitlines())

@@ -9,6 +9,8 @@ import re
 import textwrap
 import warnings
 
+from etpo.envs.prompts import defines
+
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\n]*\n(.*?)(?:^[ \t]*\1[^\n]*$|\Z)", re.DOTALL | re.MULTILINE)
 _SIGNATURE = re.compile(r"^def (\w+)\(([^)]*)\)[^\n]*:\s*\Z", re.MULTILINE)
 
@@ -33,14 +35,10 @@ def extract(said: str, name: str) -> str:
     """
     blocks = [textwrap.dedent(block) for _, block in _FENCE.findall(said)]
     if blocks:
-        said = next((block for block in reversed(blocks) if _defines(block, name)), blocks[0])
-    if _defines(said, name):
+        said = next((block for block in reversed(blocks) if defines(block, name)), blocks[0])
+    if defines(said, name):
         return _program(said, name)
     return _body(said)
-
-
-def _defines(text: str, name: str) -> bool:
-    return any(line.startswith(f"def {name}(") for line in text.splitlines())
 
 
 def _program(text: str, name: str) -> str:

@@ -53,6 +53,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from etpo.envs import sandbox_wire as wire
+from etpo.envs.program_rules import forbidden_search, refusal_message
 from etpo.envs.sandbox_arrays import SplitArrays
 from etpo.envs.sandbox_mode import (
     MODES,
@@ -68,6 +69,7 @@ from etpo.envs.sandbox_result import Failure, SplitResult, result_of, sent_too_m
 SERVER_FILE = Path(__file__).with_name("sandbox_server.py")
 PIPE_BYTES = 2**20
 MAX_COLUMNS = 1_000
+MAX_TIMEOUT_S = 86_400.0
 
 
 @dataclass
@@ -86,8 +88,7 @@ class _Job:
 def refuse(source: str) -> tuple[str, Failure] | None:
     """What is known of a program without running it: (outcome, failure), or None where it may run.
 
-    Refused are the search estimators (`GridSearchCV`, `RandomizedSearchCV`, `HalvingGridSearchCV`: all that
-    ends in `SearchCV`), by name, attribute or import. Text that does not parse is an `error`.
+    Refused are searches over hyperparameters (see `program_rules`). Text that does not parse is an `error`.
     """
     if len(source.encode("utf-8", "surrogatepass")) > wire.MAX_SOURCE_BYTES:
         return "error", Failure("SyntaxError", f"the program is longer than {wire.MAX_SOURCE_BYTES} bytes")
@@ -104,18 +105,9 @@ def refuse(source: str) -> tuple[str, Failure] | None:
         return "error", Failure(
             "SyntaxError", "the program cannot be parsed: null bytes or too deeply nested"
         )
-    for node in ast.walk(tree):
-        names: Iterable[str] = ()
-        if isinstance(node, ast.Name):
-            names = (node.id,)
-        elif isinstance(node, ast.Attribute):
-            names = (node.attr,)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names = (alias.name for alias in node.names)
-        for name in names:
-            if name.endswith("SearchCV"):
-                message = f"{name} is not allowed; choose the hyperparameters and fit one model"
-                return "refused", Failure("refused", message, getattr(node, "lineno", None))
+    if (search := forbidden_search(tree)) is not None:
+        what, line = search
+        return "refused", Failure("refused", refusal_message(what), line)
     return None
 
 
@@ -139,8 +131,10 @@ class Sandbox:
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"sandbox must be one of {', '.join(MODES)}, got {mode!r}")
-        if not timeout_s > 0 or memory_mib <= 0:
-            raise ValueError(f"timeout_s and memory_mib must be positive, got {timeout_s} and {memory_mib}")
+        if not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise ValueError(f"timeout_s must be above 0 and at most {MAX_TIMEOUT_S:g}, got {timeout_s}")
+        if memory_mib <= 0:
+            raise ValueError(f"memory_mib must be positive, got {memory_mib}")
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
         if not 1 <= workers <= 256:
             raise ValueError(f"workers must be 1 to 256, got {workers}")

@@ -4,7 +4,6 @@ import os
 import sys
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 MODES = ("strict", "default", "off")
 CONSENT_VARIABLE, CONSENT = "ETPO_SANDBOX_OFF", "yes-i-read-the-program"
@@ -28,9 +27,9 @@ class LayerReport:
 
 def hidden_paths() -> list[str]:
     """Where labels may lie besides the packages: the data home, caches, the working folder's runs."""
-    home = Path.home()
     given = (os.environ.get(name) for name in ("ETPO_DATA_HOME", "XDG_CACHE_HOME", "HF_HOME"))
-    return [str(path) for path in (*filter(None, given), home / ".cache", home / "scikit_learn_data", "runs")]
+    paths = (*filter(None, given), "~/.cache", "~/scikit_learn_data", "runs")
+    return [os.path.expanduser(path) for path in paths]  # of a user without a home: as they stand
 
 
 def check_strict(report: LayerReport) -> None:

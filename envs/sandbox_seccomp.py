@@ -5,10 +5,10 @@ new namespaces and mounts, keys, new programs (`execve`), System V and POSIX mes
 outlive the program, and the rarely used calls in which kernels have had their holes. A call that is newer
 than this table does not exist for the program (ENOSYS), so that a new kernel opens no door.
 
-Two splits of one program may run at the same time, and the library files that both can read are the same
-files: locks on them, watches, futexes in their memory and the state of their cache would carry labels from
-one to the other. So would counts of the whole machine. These calls are refused, too, and those that change a
-file's mode, owner or time stamps, which Landlock does not guard.
+A later split, or one of another trainer on this machine, reads the same library files: locks on them,
+watches, futexes in their memory and the state of their cache would carry labels from one to the other. So
+would counts of the whole machine. These calls are refused, too, and those that change a file's mode, owner or
+time stamps, which Landlock does not guard.
 """
 
 import errno

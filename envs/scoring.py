@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from etpo.envs.datasets import Dataset
+from etpo.envs.datasets import Dataset, DatasetError
 from etpo.envs.prompts import as_program, describe_error
 from etpo.envs.sandbox import Sandbox, SplitArrays, refuse
 from etpo.envs.sandbox_result import Failure, SplitResult
@@ -66,7 +66,8 @@ class Scorer:
         timeout_s: wall-clock seconds for one split; default the sandbox's.
 
     Raises:
-        ValueError: a half of some split holds fewer than two classes.
+        DatasetError: a half of some split holds fewer than two classes.
+        ValueError: no seeds.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ def halves(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_split(dataset: Dataset, seed: int) -> Split:
-    """One halving of a data set. ValueError where a half holds fewer than two classes.
+    """One halving of a data set. DatasetError where a half holds fewer than two classes.
 
     The validation rows are put in an order that only who has all labels can know: a program can compute the
     halves itself, and in a table that is sorted by class a row's number tells its label.
@@ -166,7 +167,7 @@ def make_split(dataset: Dataset, seed: int) -> Split:
     y_train, y_val = dataset.y[train], dataset.y[val]
     for half, labels in (("training", y_train), ("validation", y_val)):
         if len(np.unique(labels)) < 2:
-            raise ValueError(
+            raise DatasetError(
                 f"data set {dataset.name}: the {half} half of split {seed} holds fewer than 2 classes; "
                 "use more rows, or a target whose classes are less rare"
             )

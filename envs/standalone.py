@@ -12,7 +12,8 @@ _HEAD = '''\
 
     python best_program.py DATA.csv --target {target}
 
-prepares the table and scores the program on {n_splits} random halvings, as in training.
+prepares the table and scores the program on {n_splits} random halvings, as in training. A language model
+wrote build_model, and nothing here keeps it in a sandbox: read it before you run it.
 """
 
 import os
@@ -83,10 +84,10 @@ def best_program(action: str, dataset: Dataset, auc_mean: float, auc_std: float)
     paper = dataset.protocol == "paper"
     recipe = datasets.RECIPES.get(dataset.name)
     head = _HEAD.format(
-        name=dataset.name,
+        name=_in_docstring(dataset.name),
         auc_mean=auc_mean,
         auc_std=auc_std,
-        target=shlex.quote(dataset.target),
+        target=_in_docstring(shlex.quote(dataset.target)),
         n_splits=len(scoring.SPLIT_SEEDS),
         paper=paper,
         share=recipe.paper_share if paper and recipe is not None else 1.0,
@@ -104,3 +105,8 @@ def best_program(action: str, dataset: Dataset, auc_mean: float, auc_std: float)
     )
     parts = [as_program(action).rstrip() + "\n", *(inspect.getsource(helper) for helper in helpers)]
     return head + "\n\n".join(parts) + _MAIN
+
+
+def _in_docstring(text: str) -> str:
+    """A name from a file, so that no quote or backslash in it ends the docstring that it stands in."""
+    return text.replace("\\", r"\\").replace('"', r"\"")

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,13 +50,19 @@ class VectorRunner:
         self.observations: list[str] = []
 
     def reset(self, seed: int | None = None) -> list[str]:
-        """Start all episodes; environment i gets seed + i. Returns the observations (`self.observations`)."""
+        """Start all episodes; environment i gets seed + i. Returns the observations (`self.observations`).
+
+        ValueError where one is no text.
+        """
         seeds = [None if seed is None else seed + i for i in range(len(self.envs))]
-        self.observations = [env.reset(seed=s)[0] for env, s in zip(self.envs, seeds, strict=True)]
+        self.observations = [_text(env.reset(seed=s)[0]) for env, s in zip(self.envs, seeds, strict=True)]
         return list(self.observations)
 
     def step(self, actions: list[str]) -> list[Transition]:
-        """Act in the first environments: `actions[i]` goes to environment i; those without an action wait."""
+        """Act in the first environments: `actions[i]` goes to environment i; those without an action wait.
+
+        ValueError where an observation is no text, or a reward not finite.
+        """
         if not 1 <= len(actions) <= len(self.envs):
             raise ValueError(
                 f"expected 1 to {len(self.envs)} actions, one an environment, got {len(actions)}"
@@ -67,8 +74,12 @@ class VectorRunner:
         for i, (env, action) in enumerate(zip(self.envs, actions, strict=False)):
             result = env.finish(action, scores[i]) if isinstance(env, DataScience) else env.step(action)
             obs, reward, terminated, truncated, info = result
+            if not math.isfinite(reward):
+                raise ValueError(f"the environment's reward: expected a finite number, got {reward}")
             after = env.reset()[0] if terminated or truncated else obs
-            transitions.append(Transition(obs, float(reward), bool(terminated), bool(truncated), info, after))
+            transitions.append(
+                Transition(_text(obs), float(reward), bool(terminated), bool(truncated), info, _text(after))
+            )
         self.observations[: len(actions)] = [t.next_obs_after_reset for t in transitions]
         return transitions
 
@@ -104,6 +115,15 @@ class VectorRunner:
     def close(self) -> None:
         for env in self.envs:
             env.close()
+
+
+def _text(obs: Any) -> str:
+    if not isinstance(obs, str):
+        raise ValueError(
+            f"the environment's observation: expected text, got {type(obs).__name__}; etpo learns in "
+            "environments with text in and text out"
+        )
+    return obs
 
 
 def make_env(spec: str, **kwargs: Any) -> gymnasium.Env:
@@ -149,7 +169,7 @@ def _load_class(spec: str) -> type[gymnasium.Env]:
     sys.path.append(here)
     try:
         env_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:  # TypeError: a relative name
         raise ValueError(f"cannot load environment {spec!r}: {error}; expected module:Class") from error
     finally:
         sys.path.remove(here)

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from etpo.kernels import blocks, tiles
-from etpo.kernels.flat import any_gradient, fake_gradients, flatten, no_autocast, unflatten
+from etpo.kernels.flat import (
+    any_gradient,
+    fake_gradients,
+    flatten,
+    no_autocast,
+    placed,
+    refuse_second_derivatives,
+    unflatten,
+    wanted_of,
+)
 from etpo.kernels.plan import U, forward_planes
 from etpo.kernels.streams import Problem, VocabStats
 
@@ -87,31 +96,27 @@ def _(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
     tensors, targets, *ctx.static = inputs
     table, kept = output
-    ctx.n_tensors, ctx.has_targets = len(tensors), targets is not None
+    ctx.n_tensors = len(tensors)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*kept)
-    ctx.save_for_backward(table, *tensors, *([targets] if targets is not None else []), *kept)
+    ctx.save_for_backward(targets, table, *tensors, *kept)
 
 
 def _backward(ctx: Any, g: Tensor | None, _kept: Any) -> tuple[Any, ...]:
-    layout, scales, fields, _, in_place = ctx.static
-    grads: list[Tensor | None] = [None] * ctx.n_tensors
-    none = [None] * 6
     if g is None:
-        return grads, *none
-    table, *saved = ctx.saved_tensors
+        return placed(ctx, {})
+    refuse_second_derivatives()
+    layout, scales, fields, _, in_place = ctx.static
+    targets, table, *saved = ctx.saved_tensors
     tensors, kept = saved[: ctx.n_tensors], saved[ctx.n_tensors :]
-    targets = kept.pop(0) if ctx.has_targets else None
-    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[0]) if needed]
+    wanted = wanted_of(ctx)
     if in_place:
-        outs = [tensors[i] for i in wanted]
-        problem = unflatten(tensors, targets, layout, scales)
-        blocks.backward(problem, g, table, {}, outs, in_place=True)
+        problem, logits = unflatten(tensors, targets, layout, scales), [tensors[i] for i in wanted]
+        blocks.backward(problem, g, table, {}, logits, in_place=True)
+        outs = [z.detach() for z in logits]
     else:
         outs = sweep_backward_op(g, table, kept, tensors, targets, layout, scales, fields, wanted)
-    for i, out in zip(wanted, outs, strict=True):
-        grads[i] = out
-    return grads, *none
+    return placed(ctx, dict(zip(wanted, outs, strict=True)))
 
 
 sweep_op.register_autograd(_backward, setup_context=_setup)

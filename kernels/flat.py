@@ -1,10 +1,11 @@
 """A problem as a custom operator takes it: tensors, whole numbers, floats."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from etpo.kernels.streams import Problem, Source
 
@@ -26,7 +27,10 @@ class Flat(NamedTuple):
 
 
 def flatten(problem: Problem) -> Flat:
-    """The distinct tensors and the numbers of `problem`, but for its targets."""
+    """The distinct tensors and the numbers of `problem`, but for its targets.
+
+    Raises RuntimeError for tensors with tangents, which an operator would drop without a word.
+    """
     tensors: list[Tensor] = []
     layout: list[int] = []
     scales: list[float] = []
@@ -39,6 +43,7 @@ def flatten(problem: Problem) -> Flat:
         for tensor in (source.hidden, source.weight, source.bias, a, b):
             layout.append(_index_of(tensor, tensors))
         scales += [source.temperature, source.softcap or 0.0, scale]
+    refuse_tangents(tensors)
     return Flat(tensors, [*layout, problem.ignore_index], [*scales, *problem.mix])
 
 
@@ -89,6 +94,31 @@ def any_gradient(tensors: Sequence[Tensor]) -> bool:
 def no_autocast(tensor: Tensor) -> Any:
     """A context without autocast, which would take products to its own dtype."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def refuse_tangents(tensors: Sequence[Tensor]) -> None:
+    """Raises RuntimeError in forward-mode differentiation."""
+    if torch.compiler.is_compiling():
+        return
+    if any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError("etpo.kernels: only backend='reference' has forward-mode derivatives")
+
+
+def refuse_second_derivatives() -> None:
+    """Raises RuntimeError in a backward that is itself to be differentiated."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("etpo.kernels: only backend='reference' has second derivatives (create_graph)")
+
+
+def wanted_of(ctx: Any) -> list[int]:
+    """In the backward of an operator (tensors, *rest): which of the tensors ask for a gradient."""
+    return [i for i, needed in enumerate(ctx.needs_input_grad[0]) if needed]
+
+
+def placed(ctx: Any, gradients: Mapping[int, Tensor]) -> tuple[Any, ...]:
+    """What the backward of an operator (tensors, *rest) returns: the gradient of tensors[i] by i."""
+    tensors, *rest = ctx.needs_input_grad
+    return [gradients.get(i) for i in range(len(tensors))], *(None for _ in rest)
 
 
 def fake_gradients(tensors: Sequence[Tensor], wanted: Sequence[int]) -> list[Tensor]:

@@ -1,14 +1,15 @@
 """The public functions on logits that a trainer already has: one sweep, no log-softmax copy.
 
 With inplace_backward=True the backward may overwrite the logits with their gradient, which saves memory. They
-must then serve nothing else whose backward reads them; PyTorch raises a RuntimeError where they do.
+must then serve nothing else whose backward reads them; PyTorch raises a RuntimeError where they do. A leaf is
+left as it is.
 """
 
 import torch
 from torch import Tensor
 
 from etpo.kernels.dispatch import Backend, backend_of
-from etpo.kernels.streams import Problem, Source, check_positive, check_targets, check_tensor
+from etpo.kernels.streams import Problem, Source, check_index, check_positive, check_targets, check_tensor
 
 # The functions without targets ignore no row.
 NO_INDEX = -100
@@ -29,6 +30,7 @@ def logprob_from_logits(
     float64 logits); rows with targets == ignore_index are 0. Raises ValueError for input that does not fit.
     """
     temperature = check_positive("temperature", temperature)
+    ignore_index = check_index("ignore_index", ignore_index)
     (policy,), shape = _sources(temperature, logits=logits)
     targets = check_targets(targets, shape, policy.n_vocab, logits.device, ignore_index)
     problem = Problem(policy, None, None, targets, (1.0, 1.0), ignore_index)
@@ -116,11 +118,14 @@ def _sources(temperature: float, **named: Tensor) -> tuple[list[Source], torch.S
 def _backend(name: str, problem: Problem, inplace_backward: bool) -> tuple[Backend, bool]:
     """The backend, and whether its backward may overwrite the logits.
 
-    It may not where rows or streams share memory, nor in a compiled graph, which plans memory itself.
+    It may not where rows or streams share memory, where a leaf stands behind the logits, whose owner would
+    find a gradient in its place, nor in a compiled graph, which plans memory itself.
     """
     logits = [source.hidden for source in problem.sources if source is not None]
     in_place = inplace_backward and not torch.compiler.is_compiling()
     if in_place:
         in_place = len({z.untyped_storage().data_ptr() for z in logits}) == len(logits)
         in_place = in_place and all(z.stride(0) >= z.shape[1] and z.stride(1) == 1 for z in logits)
+        roots = [z if z._base is None else z._base for z in logits]
+        in_place = in_place and not any(root.is_leaf and root.requires_grad for root in roots)
     return backend_of(name, problem.first.hidden.device, problem.dtype), in_place

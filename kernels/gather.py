@@ -5,7 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etpo.kernels.flat import fake_gradients, no_autocast
+from etpo.kernels.flat import (
+    fake_gradients,
+    head_tensors,
+    no_autocast,
+    refuse_second_derivatives,
+    refuse_tangents,
+)
 from etpo.kernels.streams import Problem
 
 # Elements of one chunk of gathered head rows.
@@ -112,6 +118,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    refuse_second_derivatives()
     needs = list(ctx.needs_input_grad[:3])
     grads = iter(gather_backward_op(g, *ctx.saved_tensors, ctx.ignore_index, needs, ctx.triton))
     return *(next(grads) if needed else None for needed in needs), None, None, None
@@ -126,4 +133,5 @@ def gather(problem: Problem, *, triton: bool = False) -> Tensor:
     assert critic is not None
     assert critic.weight is not None
     assert targets is not None
+    refuse_tangents([critic.hidden, *head_tensors(critic)])
     return gather_op(critic.hidden, critic.weight, critic.bias, targets, problem.ignore_index, triton)

@@ -14,7 +14,10 @@ from etpo.kernels.flat import (
     head_tensors,
     hidden_slot,
     no_autocast,
+    placed,
+    refuse_second_derivatives,
     unflatten,
+    wanted_of,
 )
 from etpo.kernels.heads import needs_cast
 from etpo.kernels.streams import Problem
@@ -105,26 +108,23 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]
 
 
 def _backward(ctx: Any, g: Tensor | None, _derivatives: Any) -> tuple[Any, ...]:
-    layout, scales, kind, streams, mode = ctx.static
-    grads: list[Tensor | None] = [None] * len(ctx.dtypes)
-    none = [None] * 5
     if g is None:
-        return grads, *none
+        return placed(ctx, {})
+    refuse_second_derivatives()
+    layout, scales, kind, streams, mode = ctx.static
     saved = ctx.saved_tensors
     if mode == BY_HIDDEN:
+        grads: dict[int, Tensor] = {}
         for stream, derivative in zip(streams, saved, strict=True):
             i = hidden_slot(stream, layout)
             scaled = _scaled(derivative, g).to(ctx.dtypes[i])
-            known = grads[i]
-            grads[i] = scaled if known is None else known + scaled
-        return grads, *none
+            grads[i] = grads[i] + scaled if i in grads else scaled
+        return placed(ctx, grads)
     n_saved = len(saved) - len(ctx.dtypes)
     derivatives, tensors = saved[:n_saved], saved[n_saved:]
-    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[0]) if needed]
+    wanted = wanted_of(ctx)
     outs = rowwise_backward_op(g, derivatives, tensors, layout, scales, kind, streams, wanted)
-    for i, out in zip(wanted, outs, strict=True):
-        grads[i] = out
-    return grads, *none
+    return placed(ctx, dict(zip(wanted, outs, strict=True)))
 
 
 def _scaled(derivative: Tensor, g: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What goes into a vocabulary sweep and what comes out: streams, statistics, and the checks at the edge."""
 
+import operator
 import os
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ Lora = tuple[Tensor, Tensor, float]
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int64, torch.int32)
+# Logits are multiplied by nothing larger.
+MAX_FACTOR = torch.finfo(torch.float32).max
 
 
 class Stream(NamedTuple):
@@ -147,7 +150,8 @@ def build_problem(
     ValueError for a shape, dtype, device or value that a sweep cannot take.
     """
     named = tuple(zip(prefixes, (policy, critic, reference), strict=True))
-    streams = [None if stream is None else check_stream(name, stream) for name, stream in named]
+    casts: list[tuple[Tensor, Tensor]] = []
+    streams = [None if stream is None else check_stream(name, stream, casts) for name, stream in named]
     present = [(name, stream) for (name, _), stream in zip(named, streams, strict=True) if stream is not None]
     if not present:
         raise ValueError("policy: expected at least one stream, got None for each of them")
@@ -173,6 +177,7 @@ def build_problem(
                 f"{name}hidden: float64 does not mix with other dtypes, "
                 f"got {stream.hidden.dtype} beside {first.hidden.dtype} of {first_name}hidden"
             )
+    ignore_index = check_index("ignore_index", ignore_index)
     if targets is not None:
         targets = check_targets(targets, shape, first.weight.shape[0], first.hidden.device, ignore_index)
     flat = [None if stream is None else _flat(stream) for stream in streams]
@@ -191,16 +196,25 @@ def check_mix(mix: tuple[float, float]) -> tuple[float, float]:
         a, b = (float(coefficient) for coefficient in mix)
     except (TypeError, ValueError):
         raise ValueError(f"mix: expected two numbers (a, b), got {mix!r}") from None
-    if not (abs(a) < float("inf") and abs(b) < float("inf")):
-        raise ValueError(f"mix: expected two finite numbers (a, b), got {mix!r}")
+    if not (abs(a) < MAX_FACTOR and abs(b) < MAX_FACTOR):
+        raise ValueError(f"mix: expected two numbers (a, b) in the range of float32, got {mix!r}")
     return a, b
 
 
 def check_positive(name: str, value: float) -> float:
-    """`value` as a float; raises ValueError unless it is a finite Python number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{name}: expected a finite number above 0, got {value!r}")
+    """`value` as a float; raises ValueError unless float32 holds it and its inverse, both above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 1.0 / MAX_FACTOR < value < MAX_FACTOR:
+        raise ValueError(f"{name}: expected a number above 0 in the range of float32, got {value!r}")
     return float(value)
+
+
+def check_index(name: str, value: int) -> int:
+    """`value` as an int; raises ValueError for what is not a whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}: expected a whole number, got {value!r}") from None
 
 
 def check_tensor(name: str, value: object, shape: tuple[int | None, ...], device: torch.device) -> Tensor:
@@ -220,8 +234,11 @@ def check_tensor(name: str, value: object, shape: tuple[int | None, ...], device
     return value
 
 
-def check_stream(name: str, stream: Stream) -> Stream:
-    """`stream` with autocast's dtype applied; raises ValueError where its parts do not fit together."""
+def check_stream(name: str, stream: Stream, casts: list[tuple[Tensor, Tensor]]) -> Stream:
+    """`stream` with autocast's dtype applied; raises ValueError where its parts do not fit together.
+
+    casts: what autocast has made of the tensors of other streams, so that a head they share stays one tensor.
+    """
     if not isinstance(stream, Stream):
         raise ValueError(f"{name.rstrip('.')}: expected a Stream, got {type(stream).__name__}")
     hidden, weight, bias, lora, temperature, softcap = stream
@@ -242,12 +259,13 @@ def check_stream(name: str, stream: Stream) -> Stream:
             raise ValueError(f"{name}lora: expected (A [R, D], B [V, R], scale), got {type(lora).__name__}")
         check_tensor(f"{name}lora A", lora[0], (None, d_model), device)
         check_tensor(f"{name}lora B", lora[1], (n_vocab, lora[0].shape[0]), device)
-        if isinstance(lora[2], bool) or not isinstance(lora[2], int | float):
-            raise ValueError(f"{name}lora scale: expected a number, got {lora[2]!r}")
+        number = isinstance(lora[2], int | float) and not isinstance(lora[2], bool)
+        if not number or not abs(lora[2]) < MAX_FACTOR:
+            raise ValueError(f"{name}lora scale: expected a finite number, got {lora[2]!r}")
         lora = (lora[0], lora[1], float(lora[2]))
     temperature = check_positive(f"{name}temperature", temperature)
     softcap = None if softcap is None else check_positive(f"{name}softcap", softcap)
-    stream = _autocast(Stream(hidden, weight, bias, lora, temperature, softcap))
+    stream = _autocast(Stream(hidden, weight, bias, lora, temperature, softcap), casts)
     _check_dtypes(name, stream)
     return stream
 
@@ -264,7 +282,7 @@ def _check_dtypes(name: str, stream: Stream) -> None:
             raise ValueError(f"{name}{part}: float64 does not mix with {dtype}, got {tensor.dtype}")
 
 
-def _autocast(stream: Stream) -> Stream:
+def _autocast(stream: Stream, casts: list[tuple[Tensor, Tensor]]) -> Stream:
     """`stream` in autocast's dtype where that is on; float64 tensors stay, as in PyTorch's own autocast."""
     device_type = stream.hidden.device.type
     if not torch.is_autocast_enabled(device_type):
@@ -272,7 +290,13 @@ def _autocast(stream: Stream) -> Stream:
     dtype = torch.get_autocast_dtype(device_type)
 
     def cast(tensor: Tensor) -> Tensor:
-        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+        if tensor.dtype == torch.float64:
+            return tensor
+        for known, result in casts:
+            if known is tensor:
+                return result
+        casts.append((tensor, tensor.to(dtype)))
+        return casts[-1][1]
 
     return stream._replace(
         hidden=cast(stream.hidden),

@@ -156,7 +156,8 @@ def merge(old: Tensor, new: Tensor) -> Tensor:
         means = part[E_PR : E_Q + 1].clone()
         means[E_PP - E_PR] += part[LSE_P] - lse_p
         merged += (share * means).masked_fill(share == 0, 0.0)
-    out[E_PR : E_Q + 1] = merged
+    # Columns that are masked throughout have no mean; beside others they count for nothing.
+    out[E_PR : E_Q + 1] = merged.masked_fill_(torch.isneginf(lse_p), float("nan"))
     return out
 
 

@@ -88,8 +88,9 @@ def prepare(
     own: the planes that it reads other than to mix u; numbers_of: further streams of which it reads the
     numbers alone.
     """
-    first = problem.first
-    logits, float32 = first.weight is None, first.hidden.dtype == torch.float32
+    logits = problem.first.weight is None
+    # One float32 stream is enough to want the tiles of float32.
+    float32 = any(source is not None and source.hidden.dtype == torch.float32 for source in problem.sources)
     share = share_of(problem, planes)
     matrices: list[Tensor | None] = []
     parts: list[Part | None] = []

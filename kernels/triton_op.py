@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from etpo.kernels import gather as gathered
-from etpo.kernels.flat import fake_gradients, flatten, no_autocast, unflatten
+from etpo.kernels.flat import (
+    fake_gradients,
+    flatten,
+    no_autocast,
+    placed,
+    refuse_second_derivatives,
+    unflatten,
+    wanted_of,
+)
 from etpo.kernels.plan import EXPECTATIONS, LSE_P
 from etpo.kernels.streams import KL_FIELDS, LOG_RATIO_FIELDS, Problem, VocabStats, kl_of, log_ratio_of
 
@@ -89,32 +97,28 @@ def _gradients(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     tensors, targets, *ctx.static = inputs
-    ctx.n_tensors, ctx.has_targets = len(tensors), targets is not None
+    ctx.n_tensors = len(tensors)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, *output, *([targets] if targets is not None else []))
+    ctx.save_for_backward(targets, *tensors, *output)
 
 
 def _backward(ctx: Any, g: Sequence[Tensor | None] | None) -> tuple[Any, ...]:
     layout, scales, fields, in_place = ctx.static
-    grads: list[Tensor | None] = [None] * ctx.n_tensors
-    none = [None] * 5
     pairs = [(k, x) for k, x in zip(fields, g or [None] * len(fields), strict=True) if x is not None]
     if not pairs:
-        return grads, *none
-    saved = list(ctx.saved_tensors)
-    targets = saved.pop() if ctx.has_targets else None
+        return placed(ctx, {})
+    refuse_second_derivatives()
+    targets, *saved = ctx.saved_tensors
     tensors, stats = saved[: ctx.n_tensors], saved[ctx.n_tensors :]
     active, cotangents = [k for k, _ in pairs], [x for _, x in pairs]
-    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[0]) if needed]
+    wanted = wanted_of(ctx)
     if in_place:
-        outs = [tensors[i] for i in wanted]
-        problem = unflatten(tensors, targets, layout, scales)
-        _gradients(problem, cotangents, active, stats, fields, outs, in_place=True)
+        problem, logits = unflatten(tensors, targets, layout, scales), [tensors[i] for i in wanted]
+        _gradients(problem, cotangents, active, stats, fields, logits, in_place=True)
+        outs = [z.detach() for z in logits]
     else:
         outs = sweep_backward_op(cotangents, active, stats, tensors, targets, layout, scales, fields, wanted)
-    for i, out in zip(wanted, outs, strict=True):
-        grads[i] = out
-    return grads, *none
+    return placed(ctx, dict(zip(wanted, outs, strict=True)))
 
 
 sweep_op.register_autograd(_backward, setup_context=_setup)

@@ -3,7 +3,7 @@
 Imports triton, so it is itself imported at first use only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from etpo.kernels import triton_config as config
 from etpo.kernels.plan import plan_backward
-from etpo.kernels.streams import Problem
+from etpo.kernels.streams import Problem, Source
 from etpo.kernels.triton_gradients import COLUMNS, ROWS, Gradients
 from etpo.kernels.triton_launch import Backward, forward_launches, run, target_of
 
@@ -41,10 +41,13 @@ class Pieces(NamedTuple):
         return (slice(n, min(n + self.chunk, self.n_rows)) for n in range(0, self.n_rows, self.chunk))
 
 
-def pieces_of(problem: Problem, n_grads: int, tile: config.Tile, *, heads: bool) -> Pieces:
-    """Whole rows where no head is trained, so that ∂/∂hidden is one product; else few vocabulary blocks."""
+def pieces_of(problem: Problem, entry_bytes: int, tile: config.Tile, *, heads: bool) -> Pieces:
+    """Whole rows where no head is trained, so that ∂/∂hidden is one product; else few vocabulary blocks.
+
+    entry_bytes: of the derivatives at one token and one vocabulary entry.
+    """
     n_rows, n_vocab = problem.first.hidden.shape[0], problem.first.n_vocab
-    elements = config.DZ_BYTES // (n_grads * dz_dtype(problem).itemsize)
+    elements = config.DZ_BYTES // entry_bytes
     if not heads:
         rows = max(tile.block_n, elements // n_vocab // tile.block_n * tile.block_n)
         return Pieces(n_rows, n_vocab, min(n_rows, rows), n_vocab)
@@ -53,10 +56,13 @@ def pieces_of(problem: Problem, n_grads: int, tile: config.Tile, *, heads: bool)
     return Pieces(n_rows, n_vocab, rows, min(n_vocab, columns))
 
 
-def dz_dtype(problem: Problem) -> torch.dtype:
-    """bf16 has the range of float32, so bf16 matrices get it; float16 would lose what is small."""
-    dtype = problem.first.hidden.dtype
-    return dtype if dtype == torch.bfloat16 else torch.float32
+def dz_dtype(sources: Iterable[Source]) -> torch.dtype:
+    """bf16 has the range of float32, so bf16 matrices get it; float16 would lose what is small.
+
+    A float32 stream beside them keeps its precision; `multiply` rounds what meets a bf16 matrix.
+    """
+    dtypes = {source.hidden.dtype for source in sources}
+    return torch.bfloat16 if dtypes == {torch.bfloat16} else torch.float32
 
 
 def backward(
@@ -80,11 +86,12 @@ def backward(
     }
     heads = any(sink.wants_head(source) for source in sources.values())
     live = live_rows(problem, g) if heads else None
-    pieces = pieces_of(problem, len(sources), kernel.inputs.tile, heads=heads)
+    dtype = dz_dtype(sources.values())
+    pieces = pieces_of(problem, len(sources) * dtype.itemsize, kernel.inputs.tile, heads=heads)
     sink.whole_rows = pieces.block == pieces.n_vocab
     # Rows of a multiple of 128 bytes keep the matrix products on their fast path.
     shape = (len(sources), pieces.chunk, triton.cdiv(pieces.block, 64) * 64)
-    space = torch.empty(shape, dtype=dz_dtype(problem), device=hidden.device)
+    space = torch.empty(shape, dtype=dtype, device=hidden.device)
     for columns in pieces.blocks():
         for rows in pieces.chunks():
             n, m = rows.stop - rows.start, columns.stop - columns.start

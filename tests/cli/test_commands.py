@@ -1,6 +1,7 @@
 """The commands besides train: what they print, on tiny models and small data."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 
 from etpo import __version__
 from etpo.cli.doctor import NOBODY, protections
+from etpo.cli.doctor import _data_home as doctor_data_home
 from etpo.engine.trained import load
+from etpo.envs.sandbox_mode import hidden_paths
 
 GOOD = (
     "from sklearn.linear_model import LogisticRegression\nreturn LogisticRegression().fit(x_train, y_train)\n"
@@ -146,6 +149,18 @@ def test_doctor_tells_versions_and_what_the_sandbox_really_does(cli) -> None:
     assert facts["etpo"] == __version__
     assert {"python", "torch", "transformers", "gpu", "cores", "threads", "etpo-nano"} <= set(facts)
     assert "memory limit" in facts["sandbox"]
+
+
+def test_doctor_finds_the_data_home_where_the_loader_does(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv("ETPO_DATA_HOME", "~/tables")
+    assert doctor_data_home() == "/nowhere/tables (not there yet)"
+    monkeypatch.delenv("ETPO_DATA_HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # a user that the machine does not know
+    assert "set ETPO_DATA_HOME" in doctor_data_home()
+    assert "~/.cache" in hidden_paths()
 
 
 def test_a_protection_counts_only_where_the_probe_shows_it() -> None:

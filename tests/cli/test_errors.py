@@ -1,6 +1,7 @@
 """Everything that people get wrong is one line on stderr and an exit code, before anything slow starts."""
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def no_reflection_where_there_is_none(tmp: Path, model: Path) -> tuple[list[obje
 
 
 def infill_without_its_tokens(tmp: Path, model: Path) -> tuple[list[object], int, str]:
-    options: list[object] = ["--prompt-form", "infill", "--model", model]
+    options: list[object] = ["--prompt-form", "infill", "--model", model, "--max-new-tokens", "4"]
     return [*options, "--env", "etpo/GridWorld-v0"], 2, "fill-in-the-middle"
 
 
@@ -182,6 +183,12 @@ def test_an_output_folder_with_files_in_it(cli, tmp_path: Path, quick: list[str]
         (["data", "check", "wien:synthetic"], 2, "wine"),
         (["data", "path", "wine:synthetic"], 1, "built in"),
         (["data", "lst"], 2, "'list'"),
+        (["score", "program.py", "--dataset", "wine", "--timeout-s", "inf"], 2, "at most 86400, got inf"),
+        (["bench", "sandbox", "--seconds", "0"], 2, "--seconds"),
+        (["bench", "learning", "--rows", "Q form residul"], 2, "did you mean 'Q form residual'"),
+        (["export", "program.py", "--out", "x"], 1, "no such folder"),
+        (["pretrain", "--out", "program.py"], 2, "got a file"),
+        (["pretrain", "--out", "program.py/x"], 1, "Not a directory"),
         (["pretrain"], 2, "--out"),
         (["pretrain", "--out", "."], 2, "empty"),
     ],
@@ -212,6 +219,17 @@ def test_the_script_says_it_in_one_line_and_with_debug_shows_the_traceback(tmp_p
     long = run("--debug", "train", "--beta", "0")
     assert long.returncode == 2
     assert "Traceback" in long.stderr
+
+
+def test_whoever_stops_reading_gets_no_complaint() -> None:
+    script = Path(sys.executable).with_name("etpo")
+    read, write = os.pipe()
+    os.close(read)
+    told = subprocess.run(
+        [script, "data", "list"], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert (told.returncode, told.stderr) == (1, "")
 
 
 class ModelError(Exception):

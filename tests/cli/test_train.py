@@ -2,8 +2,10 @@
 
 import dataclasses
 import errno
+import fcntl
 import importlib
 import json
+import os
 import tomllib
 from pathlib import Path
 
@@ -67,6 +69,20 @@ def test_resume_goes_on_and_rewrites_the_configuration(cli, tmp_path: Path, quic
     assert result.exit_code == 0, result.output
     assert [p["step"] for p in read(out / "programs.jsonl")] == list(range(1, 33))
     assert tomllib.loads((out / "config.toml").read_text())["steps"] == 32
+
+
+def test_a_run_that_is_written_to_is_not_resumed_by_another(cli, tmp_path: Path, quick: list[str]) -> None:
+    out = tmp_path / "run"
+    assert cli("train", *quick, "--steps", "16", "--out", out).exit_code == 0
+    before = (out / "config.toml").read_text()
+    fd = os.open(out, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    result = cli("train", "--resume", out, "--steps", "32")
+    assert result.exit_code == 1
+    assert "another `etpo train` is writing to" in result.stderr
+    assert (out / "config.toml").read_text() == before
+    os.close(fd)
+    assert cli("train", "--resume", out, "--steps", "32").exit_code == 0
 
 
 def test_ctrl_c_saves_reports_and_says_how_to_go_on(cli, tmp_path: Path, quick: list[str]) -> None:

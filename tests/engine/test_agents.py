@@ -209,6 +209,21 @@ def test_the_newer_name_of_the_token_limit_is_found(api, agent, waits):
     assert waits == [0.0]
 
 
+def test_requests_that_were_on_their_way_learn_the_other_name_too(api, waits):
+    """Four requests are turned down together; the first answer must not make the others final."""
+    together = threading.Barrier(4)
+
+    class Waits(OpenAIAgent):
+        def _refusal(self, error, *rest):
+            together.wait(10.0)
+            return super()._refusal(error, *rest)
+
+    agent = Waits("gpt-x", api.url, KEY, timeout_s=5.0, retries=1, sleep=waits.append)
+    api.script = [failure(400, "Use 'max_completion_tokens' instead.")] * 4
+    assert [reply.text for reply in agent.ask_many([STATE] * 4, seed=0)] == [ANSWER] * 4
+    assert ["max_tokens" in body for _, body in api.seen] == [True] * 4 + [False] * 4
+
+
 def test_without_a_server_it_says_so(waits):
     agent = OpenAIAgent("m", "http://127.0.0.1:9/v1", retries=1, sleep=waits.append)
     with pytest.raises(AgentError, match=r"no connection \(ConnectionRefusedError\) \(2 tries\)"):

@@ -2,9 +2,18 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    MambaConfig,
+    PhiConfig,
+)
 
-from etpo.engine.language_model import LanguageModel
+from etpo.engine.language_model import LanguageModel, ModelError, gives_own_logits, load_language_model
 from etpo.engine.sampler import Sampling, sample_actions
 from etpo.engine.sequences import Sequences
 
@@ -57,6 +66,45 @@ def test_other_families_run_through_transformers():
         theirs = padded_hidden(model, prompts, suffixes)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     check_decode(model)
+
+
+HEADS = {
+    "a bias": PhiConfig(num_attention_heads=4),
+    "a softcap": Gemma2Config(head_dim=8, num_attention_heads=4, final_logit_softcapping=2.0),
+    "a factor": CohereConfig(num_attention_heads=4, logit_scale=0.25),
+    "a divisor": GraniteConfig(num_attention_heads=4, logits_scaling=8.0),
+}
+
+
+@pytest.mark.parametrize("what", HEADS)
+def test_logits_are_transformers_logits_of_a_head_with(what):
+    torch.manual_seed(0)
+    config = HEADS[what]
+    for name, value in (("vocab_size", 37), ("hidden_size", 32), ("num_hidden_layers", 2)):
+        setattr(config, name, value)
+    config.intermediate_size, config.num_key_value_heads, config.initializer_range = 48, 4, 0.3
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, 0, 1
+    model = LanguageModel(AutoModelForCausalLM.from_config(config).eval())
+    if model.head_bias is not None:
+        torch.nn.init.normal_(model.head_bias)
+    prompts, suffixes = sequences_of()
+    with torch.no_grad():
+        ours = model.logits(Sequences(prompts, suffixes).hidden(model))
+        whole = [torch.cat(pair)[None] for pair in zip(prompts, suffixes, strict=True)]
+        theirs = [model.hf(input_ids=w).logits[0, -len(s) :] for w, s in zip(whole, suffixes, strict=True)]
+    torch.testing.assert_close(ours, torch.cat(theirs), rtol=1e-4, atol=1e-5)
+    assert gives_own_logits(model)
+
+
+def test_a_model_without_a_key_value_cache_is_refused(tiny_folder, tmp_path):
+    """Its decoding would forget the prompt: actions of another policy than the one that is trained."""
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2, initializer_range=0.3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    for file in tiny_folder.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ModelError, match=r"expected a causal LM with a key-value cache .* got mamba"):
+        load_language_model(str(tmp_path), torch.float32, "cpu")
 
 
 def test_decode_agrees_with_the_training_forward(lean_model):

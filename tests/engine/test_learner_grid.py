@@ -44,6 +44,40 @@ def test_the_update_reaches_the_optimum(q_form, backup, lam, behaviour):
     assert best * (1 - 0.02) <= reached <= best + 1e-9
 
 
+class BiasedRoles(TabularRoles):
+    """Logits of the policy have a bias that is learned, as the LM heads of GPT-J and Phi have."""
+
+    def __init__(self, mdp):
+        super().__init__(mdp)
+        self.bias = torch.nn.Parameter(torch.zeros(mdp.reference_XV.shape[1]))
+
+    def stream(self, role, hidden):
+        stream = super().stream(role, hidden)
+        return stream._replace(bias=self.bias) if role == "policy" else stream
+
+    def parameters(self, role):
+        return super().parameters(role) | ({"bias": self.bias} if role == "policy" else {})
+
+
+def test_the_update_measures_how_far_a_heads_bias_moves_the_policy():
+    mdp = grid_word_mdp(size=3)
+    config = Config(optimizer="adamw", lr=0.05, critic_lr=0.5, max_kl_update=10.0, updates_per_batch=4)
+    roles, replay, rng = BiasedRoles(mdp), Replay(64), np.random.default_rng(0)
+    fresh = play(mdp, roles, "policy", 32, 0, rng)
+    sequences = collate(fresh, GAMMA).sequences()
+    hidden = roles.hidden("policy", sequences)
+
+    def log_policy() -> torch.Tensor:
+        return (hidden @ roles.tables["policy"].T + roles.bias).log_softmax(-1).detach()
+
+    before = log_policy()
+    replay.add(fresh)
+    log = Learner(roles, config).update(fresh, replay, rng)
+    moved = (before.exp() * (before - log_policy())).sum(-1).mean().item()
+    assert roles.bias.detach().abs().max() > 0.05
+    assert log.kl_update == pytest.approx(moved, rel=1e-3)
+
+
 def test_inside_an_action_q_is_the_value_of_the_next_token_state():
     """With v = u + β·Σ_{j<k} log(π_Q/π̄)(w_j) and u ≡ 0, Q(x_k, w_k) = V(x_{k+1}) for any logits."""
     mdp = grid_word_mdp(size=3)

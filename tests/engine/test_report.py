@@ -161,6 +161,14 @@ def test_a_run_without_records_is_refused_and_a_cut_line_is_left_out(tmp_path: P
     assert learned(folder).n_programs == 2
 
 
+@pytest.mark.parametrize("high", [1e-300, 3e-15, 2e-13, 1e300])
+def test_ticks_of_tiny_and_huge_values_differ(high: float) -> None:
+    """The critic's loss where every reward is zero is some 1e-14."""
+    marks = ticks(0.0, high)
+    assert len(set(marks)) == len(marks) >= 2
+    assert line_chart([Series("loss", [(8, 0.0), (16, high)])], unit="reward²").count("<circle") == 2
+
+
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
 def test_ticks_are_round_even_and_around_the_values(low: float, span: float) -> None:
     high = low + span

@@ -9,13 +9,26 @@ import signal
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import gymnasium
 import pytest
+import torch
 
-from etpo.engine.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
+from etpo.engine.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    latest_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from etpo.engine.config import Config
 from etpo.engine.loop import train
+from etpo.engine.run import encoded
 from etpo.engine.run_folder import RunFolder, read_records
+from etpo.envs.text_space import AnyText
 
 VOLATILE = {"wall_s", "tokens_per_s", "rss_mib"}
 
@@ -89,6 +102,81 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny_folder, t
     assert len(outcome.notes) == 1
     assert str(newest) in outcome.notes[0]
     assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_without_a_usable_checkpoint_a_run_is_left_as_it_is(tiny_folder, tmp_path):
+    run(tmp_path / "a", config_of(tiny_folder, 16))
+    for checkpoint in list_checkpoints(tmp_path / "a" / "checkpoints"):
+        (checkpoint / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="got none that is usable"):
+        run(tmp_path / "a", config_of(tiny_folder, 32), resume=True)
+    assert len(read_records(tmp_path / "a" / "programs.jsonl")) == 16
+
+
+def test_resuming_inside_an_iteration_again_and_again_keeps_the_whole_checkpoint(tiny_folder, tmp_path):
+    run(tmp_path / "a", config_of(tiny_folder, 17))
+    for steps in (18, 19, 20):
+        run(tmp_path / "a", config_of(tiny_folder, steps), resume=True)
+    checkpoint, _ = latest_checkpoint(tmp_path / "a" / "checkpoints", whole=True)
+    assert checkpoint is not None
+    assert checkpoint.step == 16
+    run(tmp_path / "a", config_of(tiny_folder, 24), resume=True)
+    assert len(list_checkpoints(tmp_path / "a" / "checkpoints")) == 3
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_folder, tmp_path):
+    run(tmp_path / "a", config_of(tiny_folder, 8))
+    with pytest.raises(CheckpointError, match="of another model or form of roles"):
+        run(tmp_path / "a", config_of(tiny_folder, 16, roles="lora"), resume=True)
+    assert len(read_records(tmp_path / "a" / "programs.jsonl")) == 8
+
+
+def test_the_checkpoint_just_written_is_kept_and_later_steps_come_last(tmp_path):
+    for step in (999_999, 1_000_000, 1_000_001, 7):
+        save_checkpoint(tmp_path, Checkpoint(step, {"x": torch.zeros(1)}, {"whole": True}))
+    assert [int(path.name[5:]) for path in list_checkpoints(tmp_path)] == [7, 1_000_000, 1_000_001]
+
+
+class Forgetful(gymnasium.Env):
+    """An environment without `state_dict`, in the middle of an episode of five steps."""
+
+    observation_space = action_space = AnyText()
+    n_resets = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        Forgetful.n_resets += 1
+        self.t = 0
+        return f"reset {self.n_resets}", {}
+
+    def step(self, action):
+        self.t += 1
+        return f"step {self.t}", 0.0, False, self.t == 5, {}
+
+
+def test_an_environment_without_a_state_starts_a_new_episode(tiny_folder, tmp_path):
+    """Its first state is what the policy answers, and no trace runs from the old episode into it."""
+    settings = {"env": f"{__name__}:Forgetful", "envs": 2, "rollout_steps": 3}
+    run(tmp_path / "a", config_of(tiny_folder, 6, **settings))
+    run(tmp_path / "a", config_of(tiny_folder, 12, **settings), resume=True)
+    records = read_records(tmp_path / "a" / "programs.jsonl")
+    assert [(r["episode"], r["t"]) for r in records if r["env"] == 0] == [
+        (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2),
+    ]  # fmt: skip
+    assert [r["prompt"] for r in records[6:8]] == [
+        f"reset {Forgetful.n_resets - 1}", f"reset {Forgetful.n_resets}",
+    ]  # fmt: skip
+
+
+def test_an_empty_state_is_read_as_a_stop_token():
+    """Tokenizers such as GPT-2's and Qwen's put no start token before a text."""
+    form: Any = SimpleNamespace(encode=lambda state, room: [9] * len(state), stop_token=1)
+    assert [encoded(form, state, 99) for state in ("abc", "")] == [[9, 9, 9], [1]]
+
+
+def test_more_new_tokens_than_the_context_holds_are_refused(tiny_folder, tmp_path):
+    with pytest.raises(ValueError, match="--max-new-tokens: expected at most 112, as"):
+        run(tmp_path / "a", config_of(tiny_folder, 8, max_new_tokens=113))
 
 
 def start_child(path: Path, config: Config) -> BaseProcess:

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import etpo
 from etpo.engine.checkpoint import CheckpointError
 from etpo.engine.config import Config
 from etpo.engine.language_model import LanguageModel
+from etpo.engine.roles import LoraRoles
+from etpo.engine.run import open_model
 from etpo.engine.run_folder import RunFolderError
 from etpo.engine.trained import ROWS, Trained, draw, first_state
 
@@ -93,6 +95,29 @@ def test_an_adapter_export_has_peft_s_files_and_its_base(
     assert str(tiny_folder) in (tmp_path / "a" / "adapter_config.json").read_text()
     with pytest.raises(ValueError, match="no adapter"):
         trained.export(tmp_path / "b", "reference")
+
+
+def test_peft_loads_the_adapter(run: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    peft = pytest.importorskip("peft")
+    trained = etpo.load(run)
+    if trained.roles.form == "full":
+        pytest.skip("full weights have no adapter")
+    trained.export(tmp_path / "a")
+    loaded = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), tmp_path / "a")
+    torch.testing.assert_close(logits(loaded.eval()), logits(trained.model))
+
+
+@pytest.mark.parametrize(("form", "dtype"), [("full", torch.float32), ("lora", torch.bfloat16)])
+def test_weights_that_are_trained_themselves_are_float32_also_on_a_gpu(monkeypatch, form, dtype) -> None:
+    monkeypatch.setattr("etpo.engine.run.torch_dtype", lambda config: torch.bfloat16)
+    model, _ = open_model(Config(roles=form), "etpo-nano")
+    assert model.head_weight.dtype == dtype
+
+
+def test_adapters_need_linear_layers() -> None:
+    model = LanguageModel(GPT2LMHeadModel(GPT2Config(vocab_size=37, n_embd=32, n_layer=1, n_head=4)))
+    with pytest.raises(ValueError, match="expected full for GPT2LMHeadModel"):
+        LoraRoles(model, rank=4)
 
 
 def test_resume_from_python_goes_on(run: Path) -> None:

@@ -165,12 +165,16 @@ def test_data_home_takes_either_spelling(tmp_path, monkeypatch):
 
 def test_errors_are_one_line(tmp_path):
     path = write(tmp_path / "t.csv", "age,label\n1,a\n2,a\n")
+    numbers = write(tmp_path / "numbers.csv", "a,y\n" + "".join(f"{i},{i / 4}\n" for i in range(200)))
+    (tmp_path / "latin.csv").write_bytes("a,y\n1,é\n".encode("latin-1"))
     cases = [
         (("tic-tac",), UnknownDataset, "did you mean tic-tac-toe"),
         ((str(tmp_path / "none.csv"), "y"), DatasetError, "No such file"),
         ((write(tmp_path / "empty.csv", ""), "y"), DatasetError, "cannot read"),
         ((path, "lable"), DatasetError, "no column 'lable'; did you mean 'label'"),
         ((path, "label"), DatasetError, "1 values of 'label'"),
+        ((numbers, "y"), DatasetError, "at most 50 classes, got 'y' with 200 values in 200 rows"),
+        ((str(tmp_path / "latin.csv"), "y"), DatasetError, "expected a CSV file in UTF-8"),
         ((path,), ValueError, "--target"),
         (("wine", None, "papr"), ValueError, "'papr'"),
     ]

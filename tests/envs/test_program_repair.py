@@ -59,9 +59,9 @@ def test_a_repaired_function_passes_all(sandbox, name):
     assert verdict.passed == len(TASKS[name].tests)
 
 
-def test_a_partly_right_function_earns_its_share(sandbox):
+def test_a_partly_right_function_loses_what_it_lacks(sandbox):
     verdict = attempt("clamp", "return x", sandbox)
-    assert (verdict.reward, verdict.passed) == (4 / 6, 4)
+    assert (verdict.reward, verdict.passed) == (-(1 - 4 / 6), 4)
     assert verdict.error == "4 of 6 hidden tests pass"
     whole = judge(TASKS["clamp"], "def clamp(x, low, high):\n    return x\n", sandbox)
     assert whole.reward == verdict.reward
@@ -69,7 +69,7 @@ def test_a_partly_right_function_earns_its_share(sandbox):
     assert bare.reward == verdict.reward
     raising = attempt("mean", "return sum(numbers) / len(numbers)", sandbox)
     assert raising.error == "4 of 5 hidden tests pass, 1 raise an exception"
-    assert raising.reward == 0.8
+    assert raising.reward == -(1 - 0.8)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +158,16 @@ def test_an_episode_reflects_and_ends(env):
     )
     assert info["tests"] == len(task.tests)
     assert env.step("    return nothing\n")[3] is True
+
+
+def test_an_episode_earns_most_by_the_repair(env):
+    """Four fifths of the tests, again and again, must not be worth more than all of them once."""
+    while env.reset()[1]["task"] != "mean":
+        pass
+    almost = [env.step("    return sum(numbers) / len(numbers)\n")[1] for _ in range(2)]
+    while env.reset()[1]["task"] != "mean":
+        pass
+    assert sum(almost) < env.step(REPAIRED["mean"])[1]
 
 
 def test_a_repair_terminates_and_a_checkpoint_goes_on(env):

@@ -1,5 +1,6 @@
 """One hostile test for each promise of the box. Hostile programs are bounded themselves."""
 
+import math
 import os
 
 import numpy as np
@@ -365,7 +366,8 @@ def test_search_estimators_reached_by_other_ways_are_refused_too(sandbox, arrays
 
 
 def test_wrong_use_is_a_value_error(sandbox):
-    for settings in ({"mode": "none"}, {"timeout_s": 0.0}, {"workers": 0}, {"memory_mib": -1}):
+    times = ({"timeout_s": 0.0}, {"timeout_s": math.inf}, {"timeout_s": math.nan})
+    for settings in ({"mode": "none"}, *times, {"workers": 0}, {"memory_mib": -1}):
         with pytest.raises(ValueError, match=str(next(iter(settings.values())))):
             Sandbox(**settings)
     with pytest.raises(ValueError, match="no job"):

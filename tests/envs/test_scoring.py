@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
-from etpo.envs.datasets import Dataset, load_dataset
+from etpo.envs.datasets import Dataset, DatasetError, load_dataset
 from etpo.envs.scoring import Scorer, check_proba, halves, make_split, roc_auc, spread_columns
 
 FIT = """\
@@ -232,9 +232,9 @@ def test_a_half_of_one_class_is_refused_when_the_scorer_is_made(sandbox):
     y = np.zeros(20)
     y[halves(20, 3)[1][0]] = 1
     Scorer(table(np.arange(20) % 2, 2), sandbox, split_seeds=(3,))
-    with pytest.raises(ValueError, match="training half of split 3 holds fewer than 2 classes"):
+    with pytest.raises(DatasetError, match="training half of split 3 holds fewer than 2 classes"):
         Scorer(table(y, 2), sandbox, split_seeds=(3,))
-    with pytest.raises(ValueError, match="validation half of split 3"):
+    with pytest.raises(DatasetError, match="validation half of split 3"):
         Scorer(table(1 - np.isin(np.arange(20), halves(20, 3)[0][:2]), 2), sandbox, split_seeds=(3,))
     with pytest.raises(ValueError, match="at least one seed"):
         Scorer(table(np.arange(20) % 2, 2), sandbox, split_seeds=())

@@ -1,6 +1,8 @@
+import ast
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -52,3 +54,11 @@ def test_best_program_of_any_csv_drops_the_identifier_and_names_a_missing_target
     assert code == 1
     assert "no column 'Klass'" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ['a"""b', "a\\", 'x\\"""\nraise SystemExit(3)\n"""', "\\N"])
+def test_no_name_breaks_out_of_the_head(small, name):
+    text = best_program(FOREST, replace(small, name=name, target=name), 0.5, 0.1)
+    head = ast.parse(text).body[0]
+    assert isinstance(head, ast.Expr)
+    assert f"data set {name}: mean" in ast.literal_eval(head.value)

@@ -1,4 +1,5 @@
 import json
+import math
 import textwrap
 
 import gymnasium
@@ -127,6 +128,7 @@ def test_environments_are_made_by_id_and_by_class(scorer, tmp_path, monkeypatch)
     [
         ("etpo/NoSuch-v0", "unknown environment 'etpo/NoSuch-v0'"),
         ("no_such_module:Env", "no_such_module"),
+        (".vector:Env", "cannot load environment '.vector:Env'"),
         ("etpo.envs.vector:NoSuch", "NoSuch"),
         ("etpo.envs.vector:VectorRunner", "not a gymnasium.Env class"),
     ],
@@ -135,6 +137,22 @@ def test_what_is_no_environment_is_a_value_error(spec, words):
     with pytest.raises(ValueError, match=words) as caught:
         make_env(spec)
     assert "\n" not in str(caught.value)
+
+
+def test_an_environment_without_text_is_refused_at_the_first_reset():
+    with pytest.raises(ValueError, match="expected text, got ndarray"):
+        VectorRunner([make_env("CartPole-v1")]).reset()
+
+
+@pytest.mark.parametrize(
+    ("result", "words"), [(("1", math.nan), "finite number, got nan"), ((3, 0.5), "text, got int")]
+)
+def test_what_a_step_returns_is_checked(monkeypatch, result, words):
+    monkeypatch.setattr(Counter, "step", lambda self, action: (*result, False, False, {}))
+    runner = VectorRunner([Counter()])
+    runner.reset()
+    with pytest.raises(ValueError, match=words):
+        runner.step(["a"])
 
 
 def test_what_a_constructor_takes_is_known():

@@ -1,13 +1,25 @@
 """Small problems for the kernel tests: random streams, their leaves, and ways to cut a sweep."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from etpo.kernels import Stream, VocabStats, blocks, gather, rowwise, vocab_stats
+from etpo.kernels import (
+    Stream,
+    VocabStats,
+    blocks,
+    gather,
+    gather_q,
+    kl_from_logits,
+    linear_kl,
+    linear_logprob,
+    rowwise,
+    vocab_stats,
+)
 
 # Tile elements, block columns, rows of a chunk, bytes that may be kept: from one tile to many ragged ones.
 TILINGS = {
@@ -20,6 +32,18 @@ TILINGS = {
 COARSE_TILINGS = {
     "one tile": TILINGS["one tile"],
     "some tiles": (2100, 70, 7, 0),
+}
+
+
+# Each way through the operators: (hidden, weight, other hidden, backend) -> a number.
+OPERATORS: dict[str, Callable[[Tensor, Tensor, Tensor, str], Tensor]] = {
+    "statistics": lambda h, w, _, b: linear_logprob(h, w, torch.arange(len(h)), backend=b)[0].sum(),
+    "trained heads": lambda h, w, r, b: linear_kl(h, w, r, w.detach(), backend=b).sum(),
+    "frozen heads": lambda h, w, r, b: linear_kl(h, w.detach(), r, w.detach(), backend=b).sum(),
+    "gather": lambda h, w, _, b: gather_q(h, w, torch.arange(len(h)), backend=b).sum(),
+    "logits in place": lambda h, w, r, b: kl_from_logits(
+        h @ w.T, (r @ w.T).detach(), inplace_backward=True, backend=b
+    ).sum(),
 }
 
 
@@ -114,3 +138,25 @@ def assert_same(got: Sequence[Tensor], want: Sequence[Tensor], tolerance: float 
 def relative_error(got: Tensor, want: Tensor) -> float:
     """‖got − want‖ / ‖want‖ in float64."""
     return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+def assert_no_other_derivatives(
+    call: Callable[[Tensor, Tensor, Tensor, str], Tensor], tensors: Sequence[Tensor], backend: str
+) -> None:
+    """Second derivatives and forward mode raise, and the reference has both."""
+    hidden, *others = tensors
+
+    def second(backend: str) -> Tensor:
+        (first,) = torch.autograd.grad(call(hidden, *others, backend) ** 2, hidden, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), hidden)[0]
+
+    def forward(backend: str) -> Tensor:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(hidden.detach(), torch.ones_like(hidden))
+            value = call(dual, *(t.detach() for t in others), backend)
+            return forward_ad.unpack_dual(value).tangent
+
+    for derivative, words in ((second, "second derivatives"), (forward, "forward-mode derivatives")):
+        with pytest.raises(RuntimeError, match=f"only backend='reference' has {words}"):
+            derivative(backend)
+        assert derivative("reference").any()

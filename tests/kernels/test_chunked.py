@@ -166,12 +166,24 @@ def test_gradient_in_place_lies_in_the_memory_of_the_logits():
     root = tensor(N, V)
     logits = root * 1.0
     grads = []
-    logits.register_hook(lambda g: grads.append(g.data_ptr()))
+    logits.register_hook(grads.append)
     ref_logits = tensor(N, V).detach()
     kl_from_logits(logits, ref_logits, inplace_backward=True).sum().backward()
-    assert grads == [logits.data_ptr()]
+    assert grads[0].data_ptr() == logits.data_ptr()
+    # A gradient that is kept must not keep the graph of the logits.
+    assert not grads[0].requires_grad
     want = kl_from_logits(root, ref_logits, backend="reference")
     assert_same([root.grad], gradients([want], [root], [torch.ones_like(want)]))
+
+
+@pytest.mark.parametrize("shape", [(N, V), (2, N // 2, V)])
+def test_gradient_in_place_leaves_a_leaf_as_it_is(shape):
+    logits, ref_logits = tensor(*shape), torch.randn(*shape, dtype=torch.float64)
+    before = logits.detach().clone()
+    kl_from_logits(logits, ref_logits, inplace_backward=True, backend="chunked").sum().backward()
+    assert torch.equal(logits.detach(), before)
+    want = kl_from_logits(logits, ref_logits, backend="reference")
+    assert_same([logits.grad], gradients([want], [logits], [torch.ones_like(want)]))
 
 
 def test_gradient_in_place_is_refused_where_two_streams_share_the_logits():

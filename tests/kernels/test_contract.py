@@ -12,6 +12,7 @@ from etpo.kernels import (
     kl_from_logits,
     linear_kl,
     linear_logprob,
+    logprob_from_logits,
     soft_policy_kl,
     soft_value,
     vocab_stats,
@@ -238,6 +239,19 @@ def test_an_infinite_statistic_that_the_user_drops_spares_the_others_of_its_row(
         total = torch.where(torch.isinf(stats.e_pr), 0.0, stats.e_pr).sum() + (stats.at_p - stats.lse_p).sum()
         grads.append(torch.autograd.grad(total, leaves(policy, reference)))
     assert_same(*grads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_masked_throughout_has_no_expectation(backend, cut):
+    """No token is possible there: log-sum-exp −inf, and NaN for the rest, however the sweep is cut."""
+    logits = torch.randn(3, 13, dtype=torch.float64)
+    logits[1] = -INF
+    logprob, entropy = logprob_from_logits(logits, torch.tensor([0, 1, 12]), backend=backend)
+    stats = vocab_stats(stream(3, 13)._replace(bias=logits[1]), backend=backend)
+    assert torch.isneginf(stats.lse_p).all()
+    assert torch.isnan(stats.e_pp).all()
+    for value in (logprob, entropy):
+        assert torch.isnan(value).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

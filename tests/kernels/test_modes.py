@@ -18,7 +18,16 @@ from etpo.kernels import (
     soft_value,
     vocab_stats,
 )
-from tests.kernels.problems import TILINGS, assert_same, present, stream, tiling
+from etpo.kernels.streams import build_problem
+from tests.kernels.problems import (
+    OPERATORS,
+    TILINGS,
+    assert_no_other_derivatives,
+    assert_same,
+    present,
+    stream,
+    tiling,
+)
 
 N, V = 6, 13
 
@@ -73,6 +82,16 @@ def test_autocast_casts_the_inputs_and_rounds_no_logit(tensors, targets, frozen)
         for one, other in zip(got_grads, want_grads, strict=True):
             assert (one is None) == (other is None)
             assert one is None or (one.dtype == torch.float32 and torch.equal(one, other.float()))
+
+
+def test_autocast_casts_a_shared_head_once(tensors):
+    """Streams that share a tensor share its cast, so that a head is still read once for all of them."""
+    h, w, h_q, _, h_r, _ = tensors
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        problem, _ = build_problem(Stream(h, w), Stream(h_q, w), Stream(h_r, w))
+    policy, critic, reference = problem.sources
+    assert policy.weight.dtype == torch.bfloat16
+    assert policy.weight is critic.weight is reference.weight
 
 
 def test_autocast_leaves_float64_alone(tensors, targets):
@@ -136,6 +155,12 @@ def test_strides(tensors, targets, cut):
         assert_same([v.detach() for v in got.values()], [v.detach() for v in want.values()], tolerance=2e-6)
         got, want = (torch.autograd.grad(loss(ts, targets), ts) for ts in (views, plain))
         assert_same(got, want, tolerance=2e-6)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_derivatives_that_an_operator_lacks_are_refused(name, tensors):
+    """Second derivatives and forward mode: where they were dropped without a word, a penalty would be 0."""
+    assert_no_other_derivatives(OPERATORS[name], tensors[:3], "chunked")
 
 
 def test_two_runs_are_bitwise_the_same(tensors, targets):

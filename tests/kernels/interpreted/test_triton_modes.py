@@ -20,7 +20,7 @@ from etpo.kernels import (
 )
 from etpo.kernels.flat import flatten
 from etpo.kernels.streams import VocabStats, build_problem
-from tests.kernels.problems import assert_same, present, stream
+from tests.kernels.problems import OPERATORS, assert_no_other_derivatives, assert_same, present, stream
 
 N, V = 6, 37
 
@@ -66,6 +66,11 @@ def test_autocast_casts_the_inputs_and_rounds_no_logit(tensors, targets):
         for one, other in zip(got_grads, want_grads, strict=True):
             assert (one is None) == (other is None)
             assert one is None or (one.dtype == torch.float32 and torch.equal(one, other.float()))
+
+
+@pytest.mark.parametrize("name", ["statistics", "gather", "logits in place"])
+def test_derivatives_that_an_operator_lacks_are_refused(name, tensors):
+    assert_no_other_derivatives(OPERATORS[name], tensors[:3], "triton")
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -17,8 +17,8 @@ from etpo.kernels import (
     soft_value,
     soft_value_from_logits,
 )
-from tests.kernels.interpreted.cases import CUTS, check, check_losses, cutting
-from tests.kernels.problems import stream, tensor
+from tests.kernels.interpreted.cases import CUTS, as_float64, check, check_losses, cutting
+from tests.kernels.problems import gradients, relative_error, stream, tensor
 
 N, V = 20, 75
 
@@ -66,6 +66,22 @@ def test_tensor_descriptors(dtype):
     streams = [stream(N, V, d, dtype=dtype, bias=True) for d in (24, 40, 8)]
     with cutting("maps"):
         check(streams, {field: torch.randn(N) for field in VocabStats._fields}, targets=some_targets())
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_float32_stream_beside_bf16_keeps_its_precision(order):
+    inputs = [t for dtype in (torch.bfloat16, torch.float32) for t in stream(N, V, 8, dtype=dtype)[:2]]
+    limits = [4e-3, 4e-3, 1e-6, 1e-6]
+
+    def kl(tensors, backend):
+        first, second = (tensors[2 * k : 2 * k + 2] for k in order)
+        return [linear_kl(*first, *second, backend=backend)]
+
+    wide = [as_float64(t) for t in inputs]
+    got = gradients(kl(inputs, "triton"), inputs, [torch.ones(N)])
+    want = gradients(kl(wide, "reference"), wide, [torch.ones(N, dtype=torch.float64)])
+    for one, other, limit in zip(got, want, limits, strict=True):
+        assert relative_error(one, other) <= limit
 
 
 @pytest.mark.parametrize(
@@ -200,11 +216,13 @@ def test_losses_from_logits(inplace, dtype, cut):
 def test_gradient_in_place_lies_in_the_memory_of_the_logits():
     root = tensor(N, V, dtype=torch.float32)
     logits = root * 1.0
-    places = []
-    logits.register_hook(lambda g: places.append(g.data_ptr()))
+    grads = []
+    logits.register_hook(grads.append)
     kl = kl_from_logits(logits, torch.randn(N, V), inplace_backward=True, backend="triton")
     kl.sum().backward()
-    assert places == [logits.data_ptr()]
+    assert grads[0].data_ptr() == logits.data_ptr()
+    # A gradient that is kept must not keep the graph of the logits.
+    assert not grads[0].requires_grad
 
 
 def test_logits_that_two_streams_share_get_both_gradients():

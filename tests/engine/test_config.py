@@ -1,0 +1,36 @@
+"""A configuration made in Python is checked as one from the command line is."""
+
+import pytest
+
+from etpo.engine.config import Config, resolve, to_toml
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"q_form": "normalized"},
+            r"--q-form: expected one of .*; did you mean 'normalised'",
+        ),
+        ({"algo": "ppo"}, "--algo: expected one of etpo, reflection, got 'ppo'"),
+        ({"backup": "Soft"}, "--backup: expected one of expected, soft, got 'Soft'"),
+        ({"steps": "500"}, "--steps: expected int, got '500'"),
+        ({"steps": True}, "--steps: expected int, got True"),
+        ({"beta": float("nan")}, "--beta: expected a number > 0.0, got nan"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_python_too(wrong: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Config(**wrong)
+
+
+def test_an_int_is_welcome_for_a_float() -> None:
+    assert repr(Config(beta=1).beta) == "1.0"
+
+
+def test_a_written_configuration_reads_back(tmp_path) -> None:
+    config = resolve({"steps": 7, "gamma": 1}, preset="paper")
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config))
+    assert resolve({}, file) == config
+    assert (config.steps, config.gamma, config.q_form) == (7, 1.0, "logits")
