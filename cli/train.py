@@ -71,7 +71,7 @@ HELP = {
     "sandbox": "strict refuses to run with fewer than all layers (see `etpo doctor`); off asks twice.",
     "timeout_s": "Seconds that a program may take on one of its five splits.",
     "device": "auto, cpu, cuda or cuda:N.",
-    "dtype": "Of the weights; auto: bfloat16 on a GPU, float32 on a CPU.",
+    "dtype": "Of the weights; auto: bfloat16 for adapters on a GPU, else float32.",
     "threads": "CPU threads; 0: one for each core.",
     "checkpoint_every": "Programs between two checkpoints.",
     "out": "The run's folder, new or empty.  [default: runs/<dataset>-<algo>-s<seed>-<time>]",

@@ -13,6 +13,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+# What the machine's numbers, its threads and its processes can take.
+MOST = {"seed": 2**63 - 1, "threads": 1024, "envs": 1024}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -85,21 +88,23 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name)))
-        for name, low, strict in (
-            ("steps", 1, False), ("envs", 1, False), ("rollout_steps", 1, False),
-            ("max_new_tokens", 1, False), ("max_episode_steps", 1, False), ("temperature", 0.0, True),
-            ("top_k", 0, False), ("beta", 0.0, True), ("lora_rank", 1, False), ("lr", 0.0, True),
-            ("critic_lr", 0.0, True), ("value_lr", 0.0, True), ("clip_norm", 0.0, True),
-            ("huber_delta", 0.0, True),
-            ("max_kl_update", 0.0, True), ("replay_capacity", 1, False), ("minibatch", 1, False),
-            ("updates_per_batch", 1, False), ("timeout_s", 0.0, True), ("threads", 0, False),
-            ("checkpoint_every", 1, False), ("seed", 0, False), ("agent_timeout_s", 0.0, True),
-            ("agent_retries", 0, False), ("prompt_price", 0.0, False), ("completion_price", 0.0, False),
+        for name, low in (
+            ("steps", 1), ("envs", 1), ("rollout_steps", 1), ("max_new_tokens", 1), ("max_episode_steps", 1),
+            ("top_k", 0), ("lora_rank", 1), ("replay_capacity", 1), ("minibatch", 1),
+            ("updates_per_batch", 1), ("threads", 0), ("checkpoint_every", 1), ("seed", 0),
+            ("agent_retries", 0), ("prompt_price", 0), ("completion_price", 0),
+        ):  # fmt: skip
+            value, high = getattr(self, name), MOST.get(name, float("inf"))
+            if not low <= value <= high:
+                upper = f" and ≤ {high}" if name in MOST else ""
+                raise ValueError(f"{option(name)}: expected a number ≥ {low}{upper}, got {value}")
+        for name in (
+            "temperature", "beta", "lr", "critic_lr", "value_lr", "clip_norm", "huber_delta",
+            "max_kl_update", "timeout_s", "agent_timeout_s",
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not (value > low if strict else value >= low):
-                sign = ">" if strict else "≥"
-                raise ValueError(f"{option(name)}: expected a number {sign} {low}, got {value}")
+            if value is not None and not 0.0 < value < float("inf"):
+                raise ValueError(f"{option(name)}: expected a finite number > 0, got {value}")
         for name in ("gamma", "lam", "tau", "top_p"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0 or (name == "top_p" and value == 0.0):

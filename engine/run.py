@@ -312,10 +312,21 @@ def encoded(form: PromptForm, state: str, room: int) -> list[int]:
 
 
 def device_of(config: Config) -> str:
-    """`auto`: a GPU where there is one."""
-    if config.device != "auto":
-        return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """`auto`: a GPU where there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError):
+        found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        raise ValueError(
+            f"--device: expected one of {', '.join(['auto', 'cpu', *found])}, got '{config.device}'"
+        ) from None
+    return config.device
 
 
 def torch_dtype(config: Config) -> torch.dtype:

@@ -117,9 +117,10 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def number(value: float, step: float) -> str:
-    """A tick's text: as many decimals as the ticks' distance needs; thousands with a comma."""
+    """A tick's text: as many digits as the ticks' distance needs; thousands with a comma."""
     if value != 0 and (abs(value) >= 1e6 or step < 1e-4):
-        return f"{value:.3g}"
+        digits = 1 + math.ceil(math.log10(max(1.0, abs(value) / step)))
+        return f"{value:.{max(3, digits)}g}"
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{value:,.{decimals}f}".replace("-", "−")
 

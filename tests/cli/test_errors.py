@@ -84,7 +84,7 @@ def agent_with_etpo(tmp: Path, model: Path) -> tuple[list[object], int, str]:
 
 
 def beta_0(tmp: Path, model: Path) -> tuple[list[object], int, str]:
-    return ["--beta", "0"], 2, "--beta: expected a number > 0"
+    return ["--beta", "0"], 2, "--beta: expected a finite number > 0"
 
 
 def steps_0(tmp: Path, model: Path) -> tuple[list[object], int, str]:

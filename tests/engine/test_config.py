@@ -16,7 +16,9 @@ from etpo.engine.config import Config, resolve, to_toml
         ({"backup": "Soft"}, "--backup: expected one of expected, soft, got 'Soft'"),
         ({"steps": "500"}, "--steps: expected int, got '500'"),
         ({"steps": True}, "--steps: expected int, got True"),
-        ({"beta": float("nan")}, "--beta: expected a number > 0.0, got nan"),
+        ({"seed": 2**63}, "--seed: expected a number ≥ 0 and ≤ 9223372036854775807"),
+        ({"beta": float("inf")}, "--beta: expected a finite number > 0, got inf"),
+        ({"beta": float("nan")}, "--beta: expected a finite number > 0, got nan"),
     ],
 )
 def test_a_wrong_value_is_refused_in_python_too(wrong: dict, said: str) -> None:

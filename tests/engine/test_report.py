@@ -191,7 +191,7 @@ def test_a_zero_with_rounding_gets_no_tick_below() -> None:
 def test_tick_texts_differ_and_say_no_more_than_needed() -> None:
     assert [number(x, 0.05) for x in (0.0, 0.05, -0.1)] == ["0.00", "0.05", "−0.10"]
     assert number(12_000.0, 2000.0) == "12,000"
-    for marks in (ticks(0, 3e-5), ticks(0.991, 0.9923), ticks(0, 7e6)):
+    for marks in (ticks(0, 3e-5), ticks(0.991, 0.9923), ticks(0, 7e6), ticks(0.003626, 0.003632)):
         assert len({number(x, marks[1] - marks[0]) for x in marks}) == len(marks)
 
 
