@@ -19,8 +19,8 @@ from etpo.kernels.tiles import Planes, Scratch
 # Large enough for the matrix products, small enough for a core's cache.
 TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
 BLOCK_COLUMNS = {"cpu": 1024, "cuda": 8192}
-# Logits up to this size stay from forward to backward; they count as workspace.
-KEEP_BYTES = 1 << 26
+# Logits stay from forward to backward where they, and one plane more to work on, are no larger: a workspace.
+KEEP_BYTES = 1 << 25
 
 
 class Tiling(NamedTuple):

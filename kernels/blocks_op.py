@@ -136,5 +136,6 @@ def _keeps(problem: Problem, tensors: list[Tensor], fields: list[int]) -> bool:
     """True where the logits are few enough to be kept for backward; given logits are there anyway."""
     if problem.first.weight is None or not any_gradient(tensors):
         return False
-    n_logits = len(_kept_streams(problem, fields)) * problem.first.hidden.shape[0] * problem.first.n_vocab
+    n_planes = len(_kept_streams(problem, fields)) + 1
+    n_logits = n_planes * problem.first.hidden.shape[0] * problem.first.n_vocab
     return bool(n_logits * problem.dtype.itemsize <= blocks.KEEP_BYTES)

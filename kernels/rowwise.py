@@ -56,7 +56,8 @@ def forward(
     device, dtype = problem.first.hidden.device, problem.dtype
     place = blocks.place_of(problem.first.hidden)
     chunk = chunk_rows(n_rows, n_vocab, dtype.itemsize, place)
-    step = min(chunk, max(4, blocks.TILE_ELEMENTS[place] // n_vocab))
+    # The softmaxes of p and of u share one tile.
+    step = min(chunk, max(4, blocks.TILE_ELEMENTS[place] // 2 // n_vocab))
     heads = open_heads(problem, 0, n_vocab)
     parts = parts_of(problem, kind)
     mixed = [part for part in parts if part.plane == 1]

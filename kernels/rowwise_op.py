@@ -154,7 +154,7 @@ def rowwise_numbers(problem: Problem, kind: int) -> Tensor | None:
     mode = BY_HIDDEN
     if any_gradient([tensor for _, source in sources for tensor in head_tensors(source)]):
         mode = BY_LOGITS
-        n_planes = len(_names(problem, kind, streams, mode))
+        n_planes = len(_names(problem, kind, streams, mode)) + 1
         n_logits = n_planes * problem.first.hidden.shape[0] * problem.first.n_vocab
         if n_logits * problem.dtype.itemsize > blocks.KEEP_BYTES:
             return None
