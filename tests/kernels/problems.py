@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -47,6 +48,15 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor, Tensor, str], Tensor]] = {
 }
 
 
+# What hypothesis draws for `mixture`, and the coefficients of u.
+MIXTURES = {
+    "there": st.tuples(st.booleans(), st.booleans()),
+    "share": st.sampled_from(["no head", "policy = reference", "critic = reference", "all"]),
+    "rich": st.booleans(),
+    "mix": st.sampled_from([(1.0, 1.0), (0.0, 2.5), (1.0, 0.0), (-0.5, 3.0)]),
+}
+
+
 @contextmanager
 def tiling(name: str) -> Iterator[None]:
     """Cuts the sweeps of the chunked backend as the tables above say."""
@@ -85,6 +95,28 @@ def stream(
         temperature,
         softcap,
     )
+
+
+def mixture(
+    n: int,
+    v: int,
+    d: int,
+    there: tuple[bool, bool],
+    share: str,
+    rich: bool,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[list[Stream | None], Tensor]:
+    """(streams, targets): a policy, a critic and a reference as `there` says, heads shared as `share` says."""
+    policy = stream(n, v, d, bias=rich, lora=rich, softcap=2.0 if rich else None, dtype=dtype)
+    critic = stream(n, v, d, temperature=0.5, dtype=dtype)
+    reference = stream(n, v, d, bias=True, dtype=dtype)
+    if share in ("policy = reference", "all"):
+        reference = policy._replace(hidden=reference.hidden)
+    if share in ("critic = reference", "all"):
+        critic = reference._replace(hidden=critic.hidden)
+    targets = torch.where(torch.rand(n) < 0.3, -100, torch.randint(0, v, (n,)))
+    return [policy, critic if there[0] else None, reference if there[1] else None], targets
 
 
 def leaves(*streams: Stream | None) -> list[Tensor]:

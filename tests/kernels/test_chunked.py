@@ -22,10 +22,12 @@ from etpo.kernels import (
     vocab_stats,
 )
 from tests.kernels.problems import (
+    MIXTURES,
     TILINGS,
     assert_same,
     gradients,
     leaves,
+    mixture,
     stats_and_gradients,
     stream,
     tensor,
@@ -63,22 +65,12 @@ def test_each_statistic_alone(field, cut):
     n=st.integers(0, 7),
     v=st.integers(1, 12),
     cut=st.sampled_from(sorted(TILINGS)),
-    there=st.tuples(st.booleans(), st.booleans()),
-    mix=st.sampled_from([(1.0, 1.0), (0.0, 2.5), (1.0, 0.0), (-0.5, 3.0)]),
-    share=st.sampled_from(["no head", "policy = reference", "critic = reference", "all"]),
-    rich=st.booleans(),
+    **MIXTURES,
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_mixtures_of_statistics(seed, n, v, cut, there, mix, share, rich):
     torch.manual_seed(seed)
-    policy = stream(n, v, 3, bias=rich, lora=rich, softcap=2.0 if rich else None)
-    critic, reference = stream(n, v, 3, temperature=0.5), stream(n, v, 3, bias=True)
-    if share in ("policy = reference", "all"):
-        reference = policy._replace(hidden=reference.hidden)
-    if share in ("critic = reference", "all"):
-        critic = reference._replace(hidden=critic.hidden)
-    streams = [policy, critic if there[0] else None, reference if there[1] else None]
-    targets = torch.where(torch.rand(n) < 0.3, -100, torch.randint(0, v, (n,)))
+    streams, targets = mixture(n, v, 3, there, share, rich)
     stats, _ = (
         stats_and_gradients(streams, {}, targets=targets, mix=mix, backend="reference") if n else ({}, [])
     )

@@ -18,7 +18,7 @@ from etpo.kernels import (
     soft_value_from_logits,
 )
 from tests.kernels.interpreted.cases import CUTS, as_float64, check, check_losses, cutting
-from tests.kernels.problems import gradients, relative_error, stream, tensor
+from tests.kernels.problems import MIXTURES, gradients, mixture, relative_error, stream, tensor
 
 N, V = 20, 75
 
@@ -106,10 +106,7 @@ def test_shared_heads(together, cut):
     n=st.integers(1, 18),
     v=st.integers(1, 70),
     cut=st.sampled_from(sorted(CUTS)),
-    there=st.tuples(st.booleans(), st.booleans()),
-    mix=st.sampled_from([(1.0, 1.0), (0.0, 2.5), (1.0, 0.0), (-0.5, 3.0)]),
-    share=st.sampled_from(["no head", "policy = reference", "critic = reference", "all"]),
-    rich=st.booleans(),
+    **MIXTURES,
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 # Shrinking a failure in the interpreter takes minutes.
@@ -119,15 +116,7 @@ def test_shared_heads(together, cut):
 )  # fmt: skip
 def test_mixtures_of_statistics(seed, n, v, cut, there, mix, share, rich, dtype):
     torch.manual_seed(seed)
-    policy = stream(n, v, 17, bias=rich, lora=rich, softcap=2.0 if rich else None, dtype=dtype)
-    critic = stream(n, v, 17, temperature=0.5, dtype=dtype)
-    reference = stream(n, v, 17, bias=True, dtype=dtype)
-    if share in ("policy = reference", "all"):
-        reference = policy._replace(hidden=reference.hidden)
-    if share in ("critic = reference", "all"):
-        critic = reference._replace(hidden=critic.hidden)
-    streams = [policy, critic if there[0] else None, reference if there[1] else None]
-    targets = torch.where(torch.rand(n) < 0.3, -100, torch.randint(0, v, (n,)))
+    streams, targets = mixture(n, v, 17, there, share, rich, dtype=dtype)
     names = {"lse_p", "e_pp", "at_p"}
     names |= {"lse_q", "e_q", "at_q"} if there[0] else set()
     names |= {"lse_r", "e_pr", "at_r"} if there[1] else set()
