@@ -107,7 +107,7 @@ def mixture(
     *,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[list[Stream | None], Tensor]:
-    """(streams, targets): a policy, a critic and a reference as `there` says, heads shared as `share` says."""
+    """(streams, targets): a policy, a critic and a reference as `there`, heads shared as `share` says."""
     policy = stream(n, v, d, bias=rich, lora=rich, softcap=2.0 if rich else None, dtype=dtype)
     critic = stream(n, v, d, temperature=0.5, dtype=dtype)
     reference = stream(n, v, d, bias=True, dtype=dtype)
