@@ -42,7 +42,8 @@ class Variant:
 
 DEFAULT = Variant("default")
 FROZEN = Variant("frozen", ("--algo", "reflection"))
-# one factor at a time around the default: λ 1, normalised, soft, β 0.1, τ 0.9, full weights, SGD, 5 updates
+# one factor at a time around the default: λ 1, normalised, soft, β 0.1, τ 0.9, truncated weights of replayed
+# programs, full weights, SGD, 5 updates
 ABLATION = (
     DEFAULT,
     Variant("λ 0", ("--lam", "0")),
@@ -53,6 +54,7 @@ ABLATION = (
     Variant("β 0.03", ("--beta", "0.03")),
     Variant("β 0.3", ("--beta", "0.3")),
     Variant("τ 0.995", ("--tau", "0.995")),
+    Variant("replay weight none", ("--replay-weight", "none")),
     Variant("lora", ("--roles", "lora")),
     Variant("adamw", ("--optimizer", "adamw")),
     Variant("preset paper", ("--preset", "paper")),

@@ -72,6 +72,7 @@ class Config:
     tau: float = 0.9
     max_kl_update: float = 0.02
     replay_capacity: int = 512
+    replay_weight: Literal["none", "truncated"] = "truncated"
     minibatch: int = 32
     updates_per_batch: int = 5
     # the environment
@@ -120,7 +121,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beta": 0.01, "gamma": 0.99, "lam": 0.0, "q_form": "logits", "backup": "expected", "tau": 0.995,
         "huber_delta": 10.0, "clip_norm": 10.0, "optimizer": "lion", "lr": 1e-6, "critic_lr": 1e-6,
         "envs": 8, "rollout_steps": 2, "max_new_tokens": 256, "max_episode_steps": 5,
-        "replay_capacity": 16, "minibatch": 16, "updates_per_batch": 1, "protocol": "paper",
+        "replay_capacity": 16, "replay_weight": "none", "minibatch": 16, "updates_per_batch": 1,
+        "protocol": "paper",
     },
 }  # fmt: skip
 

@@ -17,7 +17,14 @@ from etpo.engine.losses import critic_loss, detached, policy_loss, q_of_tokens, 
 from etpo.engine.optim import LEARNING_RATES, LearningRates, make_optimizer
 from etpo.engine.roles import FINAL_GAIN, SCALAR_HEAD, Role, Roles, polyak
 from etpo.engine.sequences import Sequences
-from etpo.engine.targets import mix_of, prefix_sums, retrace_targets, token_values, trace_coefficients
+from etpo.engine.targets import (
+    mix_of,
+    prefix_sums,
+    replay_weights,
+    retrace_targets,
+    token_values,
+    trace_coefficients,
+)
 from etpo.kernels import Stream, linear_logprob, vocab_stats
 
 
@@ -29,6 +36,7 @@ class Targets(NamedTuple):
         q, v: Q̄ and V̄ of the target network, for the log.
         logprob_ref, z_ref: log π̄(w) and z_ref(w).
         hidden_ref: [K, D], the reference's hidden states.
+        weight: of each token in the critic's loss; None: all alike.
     """
 
     y: Tensor
@@ -37,6 +45,7 @@ class Targets(NamedTuple):
     logprob_ref: Tensor
     z_ref: Tensor
     hidden_ref: Tensor
+    weight: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ class Learner:
         )
         policy = roles.stream("policy", roles.hidden("policy", sequences))
         reference = roles.stream("reference", targets.hidden_ref)
-        loss_q = critic_loss(q, targets.y, config.huber_delta)
+        loss_q = critic_loss(q, targets.y, config.huber_delta, targets.weight)
         loss_pi = policy_loss(policy, critic, reference, config.q_form, config.beta)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
@@ -172,12 +181,16 @@ class Learner:
             v, logprob = values.v_expected, stats.at_p - stats.lse_p
         else:
             v, logprob = values.v_soft, values.logprob_soft
+        logprob, logprob_mu = logprob[:n], batch.logprob_mu_K.to(device)
+        weight = None
+        if config.replay_weight == "truncated":
+            weight = replay_weights(logprob, logprob_mu, [len(a.tokens) for a in batch.actions]).float()
         y = retrace_targets(
             batch.reward_K.to(device),
             batch.discount_K.to(device),
             v[batch.next_K.to(device)].float(),
             values.q[:n].float(),
-            trace_coefficients(logprob[:n], batch.logprob_mu_K.to(device), config.lam).float(),
+            trace_coefficients(logprob, logprob_mu, config.lam).float(),
             batch.trace_goes_on_K.to(device),
         )
         return Targets(
@@ -187,6 +200,7 @@ class Learner:
             logprob_ref=(stats.at_r - stats.lse_r)[:n],
             z_ref=stats.at_r[:n],
             hidden_ref=hidden_ref[:n],
+            weight=weight,
         )
 
     def _told_by_prefix(self, log_ratio_K: Tensor, batch: ActionBatch) -> Tensor:

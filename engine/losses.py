@@ -42,17 +42,23 @@ def q_of_tokens(
     return v_head_K + beta * (z_q - z_ref_K)
 
 
-def critic_loss(q_K: Tensor, target_K: Tensor, huber_delta: float) -> Tensor:
-    """L_Q = mean Huber_δ(Q_θ(x_k, w_k) − y_k), scalar.
+def critic_loss(q_K: Tensor, target_K: Tensor, huber_delta: float, weight_K: Tensor | None = None) -> Tensor:
+    """L_Q = mean c_k·Huber_δ(Q_θ(x_k, w_k) − y_k), scalar.
+
+    Args:
+        q_K, target_K: [K], in reward units.
+        huber_delta: δ, in reward units.
+        weight_K: c [K], without gradient; None: 1. The mean divides by K, not by Σc: replay that the policy
+            has left behind shortens the step.
 
     Raises:
         ValueError: shapes differ.
     """
-    if q_K.shape != target_K.shape:
-        raise ValueError(
-            f"critic_loss: expected one shape, got {tuple(q_K.shape)} and {tuple(target_K.shape)}"
-        )
-    return F.huber_loss(q_K, target_K, delta=huber_delta)
+    shapes = [tuple(x.shape) for x in (q_K, target_K, weight_K) if x is not None]
+    if len(set(shapes)) != 1:
+        raise ValueError(f"critic_loss: expected one shape, got {' and '.join(map(str, shapes))}")
+    loss_K = F.huber_loss(q_K, target_K, delta=huber_delta, reduction="none")
+    return (loss_K if weight_K is None else weight_K * loss_K).mean()
 
 
 def policy_loss(policy: Stream, critic: Stream, reference: Stream, q_form: QForm, beta: float) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from etpo.engine.losses import policy_loss, q_of_tokens, stream_kl
+from etpo.engine.losses import critic_loss, policy_loss, q_of_tokens, stream_kl
 from etpo.engine.targets import mix_of, token_values
 from etpo.kernels import Stream, vocab_stats
 
@@ -45,6 +45,20 @@ def test_the_policys_loss_is_its_kl_to_the_critics_policy(q_form, head):
     (got,) = torch.autograd.grad(loss, policy.hidden, retain_graph=True)
     torch.testing.assert_close(got, *torch.autograd.grad(want, policy.hidden), rtol=1e-9, atol=1e-10)
     assert torch.autograd.grad(loss, critic.hidden, allow_unused=True) == (None,)
+
+
+def test_the_critics_loss_is_a_mean_of_weighted_huber_errors():
+    q = torch.tensor([1.0, 0.0, -3.0, 0.5], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([0.0, 0.5, 1.0, 0.5], dtype=torch.float64)
+    weight = torch.tensor([1.0, 0.5, 0.25, 1.0], dtype=torch.float64)
+    huber = [0.5, 0.125, 2.0 * (4.0 - 1.0), 0.0]  # δ = 2: e²/2 up to 2, then 2·(|e| − 1)
+    loss = critic_loss(q, y, 2.0, weight)
+    assert loss.item() == pytest.approx((0.5 + 0.5 * 0.125 + 0.25 * 6.0) / 4)
+    assert critic_loss(q, y, 2.0).item() == pytest.approx(sum(huber) / 4)
+    (grad,) = torch.autograd.grad(loss, q)
+    assert grad.tolist() == pytest.approx([0.25, -0.0625, -0.125, 0.0])
+    with pytest.raises(ValueError, match=r"expected one shape, got \(4,\) and \(4,\) and \(3,\)"):
+        critic_loss(q, y, 2.0, weight[:3])
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -5,7 +5,14 @@ import itertools
 import pytest
 import torch
 
-from etpo.engine.targets import mix_of, prefix_sums, retrace_targets, token_values, trace_coefficients
+from etpo.engine.targets import (
+    mix_of,
+    prefix_sums,
+    replay_weights,
+    retrace_targets,
+    token_values,
+    trace_coefficients,
+)
 from etpo.kernels import Stream, vocab_stats
 
 FORMS = ("logits", "residual", "normalised")
@@ -87,6 +94,14 @@ def test_a_trace_stops_at_the_end_of_a_segment():
 def test_trace_coefficients_cut_at_one():
     c = trace_coefficients(torch.tensor([-1.0, -3.0, -float("inf")]), torch.tensor([-2.0, -2.0, -2.0]), 0.9)
     torch.testing.assert_close(c, torch.tensor([0.9, 0.9 * torch.e**-1, 0.0]))
+
+
+def test_a_replayed_actions_weight_is_its_ratio_cut_at_one():
+    """−1 + 2 − 3 = −2; +1 is cut; a token never drawn takes its own action's weight alone."""
+    mu = torch.tensor([-2.0, -2.0, -4.0, -2.0, -1.0, -1.0])
+    ratio = torch.tensor([-1.0, 2.0, -3.0, 1.0, -float("inf"), 5.0])
+    weight = replay_weights(mu + ratio, mu, [3, 1, 2])
+    torch.testing.assert_close(weight, torch.tensor([torch.e**-2] * 3 + [1.0, 0.0, 0.0]))
 
 
 def test_shapes_are_checked():
