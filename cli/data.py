@@ -1,8 +1,10 @@
 """`etpo data`: which data sets there are, where, and whether they are whole."""
 
+from pathlib import Path
+
 import click
 
-from etpo.cli.errors import FAILED, Failed, Group
+from etpo.cli.errors import FAILED, Failed, Group, write_file
 
 
 @click.group(cls=Group)
@@ -70,6 +72,22 @@ def get(names: tuple[str, ...], again: bool) -> None:
         else:
             where = str(fetch(name) if again else file_of(name))
         click.echo(f"{name}: {where} ({recipe.source}; target {recipe.target})")
+
+
+@data.command()
+@click.argument("name")
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The CSV file.")
+def save(name: str, out: Path) -> None:
+    """Write a data set's whole table as a CSV file; also one that is built in, or NAME:synthetic.
+
+    It is what a run's best_program.py asks for.
+    """
+    from etpo.envs.datasets import file_of, read_csv, recipe_of
+
+    name, recipe = recipe_of(name)
+    table = read_csv(file_of(name)) if recipe.table is None else recipe.table()
+    write_file("--out", out, table.to_csv(index=False))
+    click.echo(f"{out}: {len(table)} rows; target {recipe.target} ({recipe.source})")
 
 
 @data.command()

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from etpo import __version__
 from etpo.cli.doctor import NOBODY, protections
 from etpo.cli.doctor import _data_home as doctor_data_home
 from etpo.engine.trained import load
+from etpo.envs.datasets import load_dataset
 from etpo.envs.sandbox_mode import hidden_paths
 
 GOOD = (
@@ -140,6 +142,27 @@ def test_data_says_what_is_here_and_where(cli, tmp_path: Path, monkeypatch: pyte
     twin = cli("data", "get", "pharyngitis:synthetic").stdout
     assert "nothing to fetch (generated, synthetic: a twin of Kaggle yoshifumimiya/pharyngitis" in twin
     assert "built in; 178 rows" in cli("data", "check", "wine:synthetic").stdout
+
+
+@pytest.mark.parametrize("name", ["wine", "tic-tac-toe", "pharyngitis:synthetic"])
+def test_a_saved_table_is_the_one_that_is_scored(cli, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "tables" / "data.csv"
+    saved = cli("data", "save", name, "--out", file)
+    assert saved.exit_code == 0, saved.output
+    want = load_dataset(name)
+    got = load_dataset(str(file), want.target)
+    np.testing.assert_array_equal(got.y, want.y)
+    np.testing.assert_allclose(got.x, want.x, rtol=1e-15)
+    assert got.class_names == want.class_names
+
+
+def test_a_table_that_cannot_be_saved_is_one_line(cli, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for words in (["wine", "--out", tmp_path / "file" / "x.csv"], ["wines", "--out", tmp_path / "x.csv"]):
+        result = cli("data", "save", *words)
+        assert result.exit_code in (1, 2)
+        assert result.stderr.count("\n") == 1
+        assert not (tmp_path / "x.csv").exists()
 
 
 def test_doctor_tells_versions_and_what_the_sandbox_really_does(cli) -> None:
