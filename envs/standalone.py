@@ -12,9 +12,9 @@ _HEAD = '''\
 
     python best_program.py DATA.csv --target {target}
 
-prepares the table (`etpo data save NAME --out DATA.csv` writes it) and scores the program on {n_splits} random
-halvings, as in training. A language model wrote build_model, and nothing here keeps it in a sandbox: read it
-before you run it.
+prepares the table (`etpo data save NAME --out DATA.csv` writes it) and scores the program on {n_splits}
+random halvings, as in training. A language model wrote build_model, and nothing here keeps it in a sandbox:
+read it before you run it.
 """
 
 import os
