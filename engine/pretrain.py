@@ -133,11 +133,15 @@ def pretrain(
         "seed": seed,
         "wall_s": wall_s,
     }
-    write_folder(out, model, tokenizer)
+    built = work / "model"
+    write_folder(built, model, tokenizer)
     if recipe.card_programs:
         tell({"stage": "programs"})
-        numbers["programs"] = measure_programs(out, CARD_DATASET, recipe.card_programs, seed)
-        (out / "README.md").write_text(model_card(numbers), encoding="utf-8")
+        numbers["programs"] = measure_programs(built, CARD_DATASET, recipe.card_programs, seed)
+        (built / "README.md").write_text(model_card(numbers), encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    for file in built.iterdir():
+        file.replace(out / file.name)
     shutil.rmtree(work)
     return numbers
 

@@ -91,6 +91,23 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_stopped_while_it_measures_it_leaves_no_half_made_folder(tmp_path):
+    """The command refuses a folder that holds files, so `out` is filled when all is measured."""
+
+    def stop(told):
+        if told["stage"] == "programs":
+            raise KeyboardInterrupt
+
+    recipe = replace(TINY, card_programs=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "nano", recipe=recipe, progress=stop)
+    assert not (tmp_path / "nano").exists()
+    run(tmp_path / "nano", recipe=recipe)
+    assert (tmp_path / "nano" / "README.md").is_file()
+    run(tmp_path / "whole")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "nano"))
+
+
 def test_another_seed_or_plan_starts_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "nano", stop_after=4)
