@@ -65,7 +65,8 @@ HELP = {
     "tau": "Share of itself that the target network keeps at each step.",
     "max_kl_update": "Bound on the KL by which one update may move the policy, nat a token.",
     "replay_capacity": "Programs kept for later updates.",
-    "replay_weight": "Of a replayed program in the critic's loss; truncated: its min(1, π/μ).",
+    "replay_weight": "Of a replayed program in the critic's loss; truncated: its min(1, π/μ); none: 1; auto: "
+    "truncated for --q-form normalised.",
     "minibatch": "Programs in one gradient step.",
     "updates_per_batch": "Gradient steps between two rollouts.",
     "protocol": "How the data set is prepared; paper does as the authors' code does.",

@@ -72,7 +72,7 @@ class Config:
     tau: float = 0.9
     max_kl_update: float = 0.02
     replay_capacity: int = 512
-    replay_weight: Literal["none", "truncated"] = "truncated"
+    replay_weight: Literal["auto", "none", "truncated"] = "auto"
     minibatch: int = 32
     updates_per_batch: int = 5
     # the environment

@@ -82,6 +82,11 @@ class Learner:
     def __init__(self, roles: Roles, config: Config) -> None:
         self.roles, self.config = roles, config
         self._optimizer_name, self._rates = optimizer_of(config, roles.form)
+        # Where nothing normalises z_Q, weights that fade with failure leave only drift upward: measured, both
+        # other forms then run away from the reference.
+        automatic = "truncated" if config.q_form == "normalised" else "none"
+        chosen = automatic if config.replay_weight == "auto" else config.replay_weight
+        self._weighs_replay = chosen == "truncated"
         self.optimized: dict[Role, list[str]] = {}
         self.optimizers: dict[Role, torch.optim.Optimizer] = {
             "policy": self._optimizer("policy", self._rates.policy),
@@ -183,7 +188,7 @@ class Learner:
             v, logprob = values.v_soft, values.logprob_soft
         logprob, logprob_mu = logprob[:n], batch.logprob_mu_K.to(device)
         weight = None
-        if config.replay_weight == "truncated":
+        if self._weighs_replay:
             weight = replay_weights(logprob, logprob_mu, [len(a.tokens) for a in batch.actions]).float()
         y = retrace_targets(
             batch.reward_K.to(device),

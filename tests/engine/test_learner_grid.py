@@ -123,4 +123,7 @@ def test_an_action_that_the_policy_would_no_longer_take_weighs_less(backup):
     ends = torch.tensor([len(a.tokens) for a in batch.actions]).cumsum(0) - 1
     assert weight[ends].tolist() == pytest.approx(want, rel=1e-3)
     assert 0 < min(want) < 0.5, "some action must have become unlikely"
-    assert Learner(roles, config.__class__(replay_weight="none")).targets(batch).weight is None
+    for without in (Config(replay_weight="none"), Config(q_form="residual"), Config(q_form="logits")):
+        assert Learner(roles, without).targets(batch).weight is None
+    forced = Learner(roles, Config(q_form="residual", replay_weight="truncated"))
+    assert forced.targets(batch).weight is not None
