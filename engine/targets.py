@@ -126,10 +126,10 @@ def retrace_targets(
 def replay_weights(logprob_target_K: Tensor, logprob_mu_K: Tensor, lengths: list[int]) -> Tensor:
     """min(1, Π_k π_T(w_k|x_k)/μ(w_k|x_k)) of each action, at each of its tokens, [K].
 
-    The truncated importance weight of a whole action (Espeholt 2018, arXiv:1802.01561; for an action of many
-    tokens Le Roux 2025, arXiv:2503.14286): the Bellman error counts where π_T goes. β·log(π_Q/π̄) of a program
-    that failed has to reach its reward, some 15 nats below the reference; without the weight the critic goes
-    on learning programs by heart that the policy has long ceased to write.
+    The truncated importance weight of a whole action (Espeholt 2018, arXiv:1802.01561; Le Roux 2025,
+    arXiv:2503.14286, has it on the failed answers of a language model): the Bellman error counts where π_T
+    goes. β·log(π_Q/π̄) of a program that failed has to reach its reward, some 15 nats below the reference;
+    without the weight the critic goes on learning programs by heart that the policy has long ceased to write.
     """
     ratio = logprob_target_K - logprob_mu_K
     return torch.cat([x.sum().clamp_max(0.0).exp().expand(len(x)) for x in ratio.split(lengths)])
