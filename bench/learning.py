@@ -55,6 +55,9 @@ ABLATION = (
     Variant("β 0.3", ("--beta", "0.3")),
     Variant("τ 0.995", ("--tau", "0.995")),
     Variant("replay weight none", ("--replay-weight", "none")),
+    # as those two forms are where the weight is not given
+    Variant("logits unweighted", ("--q-form", "logits")),
+    Variant("residual unweighted", ("--q-form", "residual")),
     Variant("lora", ("--roles", "lora")),
     Variant("adamw", ("--optimizer", "adamw")),
     Variant("preset paper", ("--preset", "paper")),
