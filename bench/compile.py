@@ -19,7 +19,7 @@ from etpo.kernels.plan import plan_backward
 from etpo.kernels.streams import Problem, Source, VocabStats
 
 if TYPE_CHECKING:
-    from etpo.kernels.triton_launch import Launch
+    from etpo.kernels.triton.launch import Launch
 
 ARCHS = (80, 90, 100)
 # Bytes of shared memory that a block may take.
@@ -146,8 +146,8 @@ def cases() -> Iterator[Case]:
 
 def launches(arch: int) -> Iterator[tuple[str, "Launch"]]:
     """(name, launch) of every kernel as a problem of Llama's size on `arch` launches it."""
-    from etpo.kernels import triton_gather
-    from etpo.kernels.triton_launch import Backward, Target, chip_of, forward_launches
+    from etpo.kernels.triton import gather as triton_gather
+    from etpo.kernels.triton.launch import Backward, Target, chip_of, forward_launches
 
     target = Target(chip_of(arch // 10, SHARED_LIMIT[arch]), PROCESSORS[arch])
     merged = False

@@ -8,7 +8,7 @@ left as it is.
 import torch
 from torch import Tensor
 
-from etpo.kernels.dispatch import Backend, backend_of
+from etpo.kernels.backends import Backend, backend_of
 from etpo.kernels.streams import Problem, Source, check_index, check_positive, check_targets, check_tensor
 
 # The functions without targets ignore no row.

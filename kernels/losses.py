@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from etpo.kernels.dispatch import Backend, backend_of
+from etpo.kernels.backends import Backend, backend_of
 from etpo.kernels.streams import (
     Lora,
     Problem,

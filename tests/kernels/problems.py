@@ -12,15 +12,14 @@ from torch.autograd import forward_ad
 from etpo.kernels import (
     Stream,
     VocabStats,
-    blocks,
-    gather,
     gather_q,
     kl_from_logits,
     linear_kl,
     linear_logprob,
-    rowwise,
     vocab_stats,
 )
+from etpo.kernels.chunked import gather, rowwise
+from etpo.kernels.chunked import sweep as blocks
 
 # Tile elements, block columns, rows of a chunk, bytes that may be kept: from one tile to many ragged ones.
 TILINGS = {

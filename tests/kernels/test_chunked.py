@@ -14,13 +14,13 @@ from etpo.kernels import (
     linear_kl,
     linear_logprob,
     logprob_from_logits,
-    rowwise,
     soft_policy_kl,
     soft_policy_kl_from_logits,
     soft_value,
     soft_value_from_logits,
     vocab_stats,
 )
+from etpo.kernels.chunked import rowwise
 from tests.kernels.problems import (
     MIXTURES,
     TILINGS,

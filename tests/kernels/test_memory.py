@@ -9,15 +9,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from etpo.kernels import (
     Stream,
-    blocks,
-    gather,
     gather_q,
     linear_kl,
     linear_logprob,
-    rowwise,
     soft_policy_kl,
     vocab_stats,
 )
+from etpo.kernels.chunked import gather, rowwise
+from etpo.kernels.chunked import sweep as blocks
 
 V, D = 600, 8
 TILE, BLOCK, ROWS = 1 << 14, 256, 32

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from etpo.kernels import (
     Stream,
-    gather,
     gather_q,
     kl_from_logits,
     linear_kl,
@@ -16,6 +15,7 @@ from etpo.kernels import (
     soft_policy_kl,
     vocab_stats,
 )
+from etpo.kernels.chunked import gather
 from tests.kernels.problems import (
     COARSE_TILINGS,
     TILINGS,

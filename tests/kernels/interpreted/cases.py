@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from etpo.kernels import Stream, reference, triton_config, vocab_stats
+from etpo.kernels import Stream, reference, vocab_stats
 from etpo.kernels.streams import Source
+from etpo.kernels.triton import sizes as triton_config
 from tests.kernels.problems import gradients, leaves, present, relative_error
 
 # One split and one piece; a split for every vocabulary block; the smallest pieces of a backward; tensor

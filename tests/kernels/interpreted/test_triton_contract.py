@@ -15,10 +15,10 @@ from etpo.kernels import (
     logprob_from_logits,
     soft_policy_kl,
     soft_value,
-    triton_config,
     vocab_stats,
 )
-from etpo.kernels.triton_config import Tile
+from etpo.kernels.triton import sizes as triton_config
+from etpo.kernels.triton.sizes import Tile
 from tests.kernels.interpreted.cases import cutting
 from tests.kernels.problems import gradients, leaves, present, relative_error, stats_and_gradients, stream
 
@@ -282,7 +282,7 @@ def test_two_runs_are_bitwise_the_same():
 
 def test_a_frozen_head_gets_no_gradient_and_a_frozen_stream_no_derivative(monkeypatch):
     """Hidden states alone: one derivative by logits, whole rows at a time, no product for a head."""
-    from etpo.kernels import triton_gradients
+    from etpo.kernels import gradients as triton_gradients
 
     policy, critic, reference = float32_streams()
     shapes: list[tuple[int, ...]] = []

@@ -7,7 +7,6 @@ from torch.utils.checkpoint import checkpoint
 
 from etpo.kernels import (
     Stream,
-    gather,
     gather_q,
     kl_from_logits,
     linear_kl,
@@ -15,11 +14,12 @@ from etpo.kernels import (
     logprob_from_logits,
     soft_policy_kl,
     soft_value,
-    triton_op,
     vocab_stats,
 )
-from etpo.kernels.flat import flatten
+from etpo.kernels.chunked import gather
+from etpo.kernels.operators import flatten
 from etpo.kernels.streams import VocabStats, build_problem
+from etpo.kernels.triton import operators as triton_op
 from tests.kernels.problems import OPERATORS, assert_no_other_derivatives, assert_same, present, stream
 
 N, V = 6, 37

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etpo.kernels.flat import (
+from etpo.kernels.operators import (
     fake_gradients,
     head_tensors,
     no_autocast,
@@ -24,7 +24,7 @@ def gather_op(
 ) -> Tensor:
     """h·W_w + bias_w [N] at w = targets, float32 or float64; 0 where targets == ignore_index."""
     if triton:
-        from etpo.kernels import triton_gather
+        from etpo.kernels.triton import gather as triton_gather
 
         return triton_gather.forward(hidden, weight, bias, targets, ignore_index)
     out = torch.zeros(hidden.shape[0], dtype=_dtype(hidden), device=hidden.device)
@@ -65,7 +65,7 @@ def gather_backward_op(
 ) -> list[Tensor]:
     """Gradients of hidden, weight and bias, as far as `needs` asks."""
     if triton:
-        from etpo.kernels import triton_gather
+        from etpo.kernels.triton import gather as triton_gather
 
         return triton_gather.backward(g, hidden, weight, bias, targets, ignore_index, needs)
     rows_all = ((targets != ignore_index) & (g != 0)).nonzero()[:, 0]

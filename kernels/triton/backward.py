@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from etpo.kernels.triton_tile import Config, Operands, logits_tile, place, rounded
+from etpo.kernels.triton.tile import Config, Operands, logits_tile, place, rounded
 
 
 class Derivative(NamedTuple):

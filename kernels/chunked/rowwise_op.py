@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etpo.kernels import blocks, rowwise
-from etpo.kernels.flat import (
+from etpo.kernels.chunked import rowwise
+from etpo.kernels.chunked import sweep as blocks
+from etpo.kernels.chunked.heads import needs_cast
+from etpo.kernels.operators import (
     any_gradient,
     fake_gradients,
     flatten,
@@ -19,7 +21,6 @@ from etpo.kernels.flat import (
     unflatten,
     wanted_of,
 )
-from etpo.kernels.heads import needs_cast
 from etpo.kernels.streams import Problem
 
 # What the forward sweep leaves for backward: ∂/∂hidden of each stream, or ∂/∂(plane of logits).

@@ -7,8 +7,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from etpo.kernels import chunked, reference, triton_op
+from etpo.kernels import reference
+from etpo.kernels.chunked import ways as chunked
 from etpo.kernels.streams import Problem
+from etpo.kernels.triton import operators as triton_op
 
 BACKENDS = ("auto", "reference", "chunked", "triton")
 

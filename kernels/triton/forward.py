@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from etpo.kernels.triton_tile import Config, Operands, logits_tile, place
+from etpo.kernels.triton.tile import Config, Operands, logits_tile, place
 
 MINUS_INF = tl.constexpr(float("-inf"))
 

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from etpo.kernels import derivatives, tiles
-from etpo.kernels.derivatives import Cotangents
-from etpo.kernels.heads import Gradients, Head, InPlaceGradients, RowInputs, Rows
+from etpo.kernels.chunked import derivatives
+from etpo.kernels.chunked import statistics as tiles
+from etpo.kernels.chunked.derivatives import Cotangents
+from etpo.kernels.chunked.heads import Gradients, Head, InPlaceGradients, RowInputs, Rows
+from etpo.kernels.chunked.statistics import Planes, Scratch
 from etpo.kernels.plan import AT, P, Plan, Q, R, U, forward_planes, plan_backward
 from etpo.kernels.streams import Problem
-from etpo.kernels.tiles import Planes, Scratch
 
 # Large enough for the matrix products, small enough for a core's cache.
 TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}

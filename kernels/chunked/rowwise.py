@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from etpo.kernels import blocks, derivatives, tiles
-from etpo.kernels.heads import Gradients, Head, product
+from etpo.kernels.chunked import derivatives
+from etpo.kernels.chunked import statistics as tiles
+from etpo.kernels.chunked import sweep as blocks
+from etpo.kernels.chunked.heads import Gradients, Head, product
 from etpo.kernels.plan import P, Q, R
 from etpo.kernels.streams import Problem
 

@@ -10,11 +10,11 @@ import torch
 import triton
 from torch import Tensor
 
-from etpo.kernels import triton_config as config
+from etpo.kernels.gradients import COLUMNS, ROWS, Gradients
 from etpo.kernels.plan import plan_backward
 from etpo.kernels.streams import Problem, Source
-from etpo.kernels.triton_gradients import COLUMNS, ROWS, Gradients
-from etpo.kernels.triton_launch import Backward, forward_launches, run, target_of
+from etpo.kernels.triton import sizes as config
+from etpo.kernels.triton.launch import Backward, forward_launches, run, target_of
 
 
 def forward(problem: Problem, fields: list[int]) -> list[Tensor]:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from etpo.kernels.chunked.statistics import Planes, Scratch
 from etpo.kernels.plan import E_PP, E_PR, E_PU, E_Q, EXPECTATIONS, LSE, LSE_P, LSE_U, Plan, Q
-from etpo.kernels.tiles import Planes, Scratch
 
 
 class Cotangents(NamedTuple):

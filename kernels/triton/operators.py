@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etpo.kernels import gather as gathered
-from etpo.kernels.flat import (
+from etpo.kernels.chunked import gather as gathered
+from etpo.kernels.operators import (
     fake_gradients,
     flatten,
     no_autocast,
@@ -33,7 +33,7 @@ def sweep_op(
     in_place: bool,
 ) -> list[Tensor]:
     """The statistics `fields`, [N] float64 each. in_place: backward may overwrite given logits."""
-    from etpo.kernels import triton_sweep
+    from etpo.kernels.triton import sweep as triton_sweep
 
     with no_autocast(tensors[0]):
         return triton_sweep.forward(unflatten(tensors, targets, layout, scales), list(fields))
@@ -86,7 +86,7 @@ def _gradients(
     *,
     in_place: bool,
 ) -> list[Tensor]:
-    from etpo.kernels import triton_sweep
+    from etpo.kernels.triton import sweep as triton_sweep
 
     cotangents = {k: x.contiguous() for k, x in zip(active, g, strict=True)}
     with no_autocast(problem.first.hidden):

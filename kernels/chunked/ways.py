@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from etpo.kernels import rowwise
-from etpo.kernels.blocks_op import sweep
-from etpo.kernels.gather import gather
-from etpo.kernels.rowwise_op import rowwise_numbers
+from etpo.kernels.chunked import rowwise
+from etpo.kernels.chunked.gather import gather
+from etpo.kernels.chunked.rowwise_op import rowwise_numbers
+from etpo.kernels.chunked.sweep_op import sweep
 from etpo.kernels.streams import KL_FIELDS, LOG_RATIO_FIELDS, Problem, kl_of, log_ratio_of
 
 __all__ = ["gather", "kl", "log_ratio", "sweep"]

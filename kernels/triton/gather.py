@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from etpo.kernels import triton_config as config
-from etpo.kernels.triton_launch import INTERPRET, Launch, dense, run
-from etpo.kernels.triton_tile import rounded
+from etpo.kernels.triton import sizes as config
+from etpo.kernels.triton.launch import INTERPRET, Launch, dense, run
+from etpo.kernels.triton.tile import rounded
 
 COLUMNS = config.GATHER_COLUMNS
 OPTIONS = config.COMPILER | {"BLOCK": COLUMNS, "INTERPRET": INTERPRET, "num_warps": 4}

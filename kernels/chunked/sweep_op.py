@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etpo.kernels import blocks, tiles
-from etpo.kernels.flat import (
+from etpo.kernels.chunked import statistics as tiles
+from etpo.kernels.chunked import sweep as blocks
+from etpo.kernels.operators import (
     any_gradient,
     fake_gradients,
     flatten,

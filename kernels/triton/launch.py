@@ -13,12 +13,12 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from etpo.kernels import triton_config as config
 from etpo.kernels.plan import E_PP, E_PR, E_PU, E_Q, LSE, P, Plan, Q, R, U, forward_planes
 from etpo.kernels.streams import Problem, Source, VocabStats
-from etpo.kernels.triton_backward import Derivative, gradient_kernel
-from etpo.kernels.triton_forward import Partial, merge_kernel, sweep_kernel
-from etpo.kernels.triton_tile import OWN_HEADS, SHARED_PQ, SHARED_PQR, SHARED_PR, SHARED_QR, Part, Shape
+from etpo.kernels.triton import sizes as config
+from etpo.kernels.triton.backward import Derivative, gradient_kernel
+from etpo.kernels.triton.forward import Partial, merge_kernel, sweep_kernel
+from etpo.kernels.triton.tile import OWN_HEADS, SHARED_PQ, SHARED_PQR, SHARED_PR, SHARED_QR, Part, Shape
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 # The tiles of Hopper and Blackwell take the shared memory of a data-centre chip, in bytes.

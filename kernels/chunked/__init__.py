@@ -1,0 +1,1 @@
+"""The chunked backend: one reused workspace, any device, any dtype. Imports nothing but its neighbours."""

@@ -1,0 +1,1 @@
+"""The Triton backend, a kernel beside its launcher. Only `sizes` and `operators` load without triton."""
