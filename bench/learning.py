@@ -23,8 +23,8 @@ import torch
 
 from etpo import __version__
 from etpo.engine.config import nearest
+from etpo.engine.report.summary import Window, learned, read_programs
 from etpo.engine.run_folder import RunFolder
-from etpo.engine.summary import Window, learned, read_programs
 from etpo.envs.datasets import load_dataset
 from etpo.envs.sandbox import Sandbox
 from etpo.envs.scoring import Scorer

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from etpo.engine.language_model import LanguageModel, load_language_model
-from etpo.engine.sampler import sample_actions
+from etpo.engine.models.language_model import LanguageModel, load_language_model
+from etpo.engine.models.prompt_form import PromptForm
+from etpo.engine.models.sampler import sample_actions
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import reflection_prompt, task_prompt
-from etpo.envs.prompts_forms import PromptForm
 from etpo.envs.sandbox import Sandbox
 from etpo.envs.scoring import Score, Scorer
 

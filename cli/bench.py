@@ -76,11 +76,11 @@ def sandbox(
     not have.
     """
     if hostile is None:
-        from etpo.bench.sandbox import measure
+        from etpo.bench.sandbox.throughput import measure
 
         result = measure(workers, seconds)
     else:
-        from etpo.bench.sandbox_mix import run_mix
+        from etpo.bench.sandbox.mix import run_mix
 
         result = run_mix(hostile, seed, workers, lambda line: click.echo(line, err=True))
     text = json.dumps(result, indent=2) + "\n"

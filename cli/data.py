@@ -21,7 +21,7 @@ def data() -> None:
 def list_() -> None:
     """List the data sets, with target, source and whether they are here."""
     from etpo.envs.datasets import RECIPES, DatasetError, dataset_names
-    from etpo.envs.datasets_home import find_file
+    from etpo.envs.datasets.home import find_file
 
     rows = [("name", "target", "here", "source")]
     for name in dataset_names():
@@ -42,7 +42,7 @@ def list_() -> None:
 def path(name: str) -> None:
     """Print the path of a data set's CSV file; nothing is fetched."""
     from etpo.envs.datasets import recipe_of
-    from etpo.envs.datasets_home import data_home, find_file
+    from etpo.envs.datasets.home import data_home, find_file
 
     _, recipe = recipe_of(name)
     if recipe.table is not None:
@@ -63,7 +63,7 @@ def get(names: tuple[str, ...], again: bool) -> None:
     in KAGGLE_API_TOKEN, and their rules accepted on their pages.
     """
     from etpo.envs.datasets import file_of, recipe_of
-    from etpo.envs.datasets_fetch import fetch
+    from etpo.envs.datasets.fetch import fetch
 
     recipes = [recipe_of(name)[1] for name in names]
     for name, recipe in zip(names, recipes, strict=True):
@@ -109,7 +109,7 @@ def check(ctx: click.Context, names: tuple[str, ...]) -> None:
 def _check(name: str, *, named: bool) -> bool:
     """Print one data set's line; False where it does not hold, or is absent and was asked for by name."""
     from etpo.envs.datasets import DatasetError, load_dataset, recipe_of
-    from etpo.envs.datasets_home import check_file, find_file
+    from etpo.envs.datasets.home import check_file, find_file
 
     _, recipe = recipe_of(name)
     try:

@@ -50,7 +50,7 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "threads", f"{torch.get_num_threads()} of PyTorch"
     yield from _sandbox()
 
-    from etpo.engine.language_model import BUNDLED, bundled_path
+    from etpo.engine.models.language_model import BUNDLED, bundled_path
 
     has_model = (bundled_path() / "model.safetensors").is_file()
     yield BUNDLED, str(bundled_path()) if has_model else "absent; build it with `etpo pretrain`"
@@ -74,8 +74,8 @@ def _gpus() -> str:
 
 
 def _data_home() -> str:
-    from etpo.envs.datasets_catalog import DatasetError
-    from etpo.envs.datasets_home import data_home
+    from etpo.envs.datasets.catalog import DatasetError
+    from etpo.envs.datasets.home import data_home
 
     try:
         home = data_home()
@@ -115,9 +115,9 @@ def build_model(x_train, y_train):
 
 def _sandbox() -> Iterator[tuple[str, str]]:
     """One line for each layer: in force or not, and why; a probe, run as a program is, has a say."""
-    from etpo.envs import sandbox_wire as wire
     from etpo.envs.sandbox import Sandbox, SandboxError
-    from etpo.envs.sandbox_mode import SandboxWarning
+    from etpo.envs.sandbox.box import wire
+    from etpo.envs.sandbox.modes import SandboxWarning
 
     try:
         with warnings.catch_warnings(), Sandbox(workers=1) as sandbox:

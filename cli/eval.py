@@ -12,7 +12,7 @@ import click
 from etpo.cli.errors import write_file
 
 if TYPE_CHECKING:
-    from etpo.engine.summary import Program
+    from etpo.engine.report.summary import Program
     from etpo.engine.trained import Trained
     from etpo.envs.scoring import Score, Scorer
 
@@ -43,7 +43,7 @@ def evaluate(run: Path, n: int, seed: int, json_file: Path | None, device: str) 
     """
     from etpo.cli.train import check_data
     from etpo.engine.config import resolve
-    from etpo.engine.summary import existing_run
+    from etpo.engine.report.summary import existing_run
 
     config = resolve({}, existing_run(run).config_file)
     check_data(config)
@@ -63,7 +63,7 @@ def evaluate(run: Path, n: int, seed: int, json_file: Path | None, device: str) 
 
 def _on_data(trained: "Trained", n: int, seed: int) -> dict[str, Any]:
     """Programs of both roles behind the data set's first prompt, and the run's best one."""
-    from etpo.engine.summary import Program
+    from etpo.engine.report.summary import Program
     from etpo.engine.trained import first_state
     from etpo.envs.datasets import load_dataset
     from etpo.envs.sandbox import Sandbox
@@ -90,8 +90,8 @@ def _on_data(trained: "Trained", n: int, seed: int) -> dict[str, Any]:
 
 def _in_environment(trained: "Trained", n: int, seed: int) -> dict[str, Any]:
     """The first action of both roles in n episodes; episode i is reset with seed + i."""
+    from etpo.engine.report.summary import Program
     from etpo.engine.run import settings_for
-    from etpo.engine.summary import Program
     from etpo.envs.vector import make_env
 
     assert trained.config.env is not None
@@ -118,7 +118,7 @@ def _in_environment(trained: "Trained", n: int, seed: int) -> dict[str, Any]:
 
 
 def _window(programs: Iterable["Program"]) -> dict[str, Any]:
-    from etpo.engine.summary import window
+    from etpo.engine.report.summary import window
 
     return dataclasses.asdict(window(programs))
 

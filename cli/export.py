@@ -19,7 +19,7 @@ def export(run: Path, out: Path, role: str, merge: bool) -> None:
     A run with full weights gives a model folder. A run with adapters (lora) gives an adapter in PEFT's
     format, or with --merge a model folder. Weights are safetensors.
     """
-    from etpo.engine.summary import existing_run
+    from etpo.engine.report.summary import existing_run
 
     existing_run(run)
     new_folder(out)

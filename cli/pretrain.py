@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from etpo.cli.errors import new_folder
-from etpo.engine.summary import duration
+from etpo.engine.report.summary import duration
 
 EVERY_S = 10.0
 
@@ -34,7 +34,7 @@ def pretrain(out: Path, seed: int, tokens: int, minutes: float | None, threads: 
     """
     new_folder(out)
 
-    from etpo.engine.pretrain import pretrain as run
+    from etpo.engine.pretrain.train import pretrain as run
 
     numbers = run(out, seed=seed, minutes=minutes, tokens=tokens, threads=threads, progress=Teller())
     for name, value in numbers.items():

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import click
 
 from etpo.engine.config import Config
-from etpo.engine.summary import duration
+from etpo.engine.report.summary import duration
 
 LINES = 20
 QUIET_S = 30.0

@@ -15,8 +15,8 @@ from click.core import ParameterSource
 from etpo.cli.errors import INTERRUPTED, Failed, is_disk_full
 from etpo.cli.progress import progress_view
 from etpo.engine.config import PRESETS, Config, option, resolve, to_toml
+from etpo.engine.report.summary import data_name, duration, existing_run
 from etpo.engine.run_folder import RunFolder, default_out, write_atomically
-from etpo.engine.summary import data_name, duration, existing_run
 
 if TYPE_CHECKING:
     from etpo.engine.loop import Outcome
@@ -273,8 +273,8 @@ def _discard_if_unused(folder: RunFolder) -> None:
 
 
 def _tell(folder: RunFolder, outcome: "Outcome | None") -> None:
-    from etpo.engine.report import write_report
-    from etpo.engine.summary import learned
+    from etpo.engine.report.page import write_report
+    from etpo.engine.report.summary import learned
 
     for note in outcome.notes if outcome else ():
         click.echo(f"Passed over a damaged checkpoint: {note}", err=True)

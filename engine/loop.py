@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from etpo.engine.actions import Action, collate
 from etpo.engine.checkpoint import CheckpointError, latest_checkpoint, list_checkpoints
 from etpo.engine.config import Config
-from etpo.engine.learner import UpdateLog
+from etpo.engine.learners.etpo import UpdateLog
 from etpo.engine.losses import stream_kl
+from etpo.engine.models.sampler import Sample, sample_actions
+from etpo.engine.replay import Action, collate
 from etpo.engine.run import Best, Progress, Run, Stopwatch, open_run, rss_mib, sha256
 from etpo.engine.run_folder import RunFolder, write_atomically
-from etpo.engine.sampler import Sample, sample_actions
+from etpo.envs.best_program import best_program
 from etpo.envs.data_science import DataScience
-from etpo.envs.standalone import best_program
 from etpo.envs.vector import Transition
 from etpo.kernels import Stream, linear_logprob
 
@@ -61,7 +61,7 @@ def train(
         AgentError: the API of `config.agent` refuses, or does not answer.
     """
     if config.agent is not None:
-        from etpo.engine.agent_loop import train_agent
+        from etpo.engine.agents.loop import train_agent
 
         return train_agent(config, folder, resume=resume, observe=observe)
     with open_run(config, folder) as run, interruptible() as interrupted:

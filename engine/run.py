@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etpo.engine.actions import Replay
 from etpo.engine.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -25,13 +24,14 @@ from etpo.engine.checkpoint import (
     save_checkpoint,
 )
 from etpo.engine.config import Config
-from etpo.engine.language_model import LanguageModel, load_language_model
-from etpo.engine.learner import Learner
-from etpo.engine.roles import TRAINED, FullRoles, LoraRoles, Role
+from etpo.engine.learners.etpo import Learner
+from etpo.engine.models.language_model import LanguageModel, load_language_model
+from etpo.engine.models.prompt_form import LEAST_ROOM, PromptForm
+from etpo.engine.models.roles import TRAINED, FullRoles, LoraRoles, Role
+from etpo.engine.models.sampler import Sampling
+from etpo.engine.replay import Replay
 from etpo.engine.run_folder import RunFolder
-from etpo.engine.sampler import Sampling
 from etpo.envs.data_science import DataScience
-from etpo.envs.prompts_forms import LEAST_ROOM, PromptForm
 from etpo.envs.vector import VectorRunner, make_env, takes
 
 LORA_ABOVE_PARAMETERS = 100_000_000

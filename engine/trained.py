@@ -11,15 +11,15 @@ from torch import nn
 
 from etpo.engine.checkpoint import CheckpointError, latest_checkpoint
 from etpo.engine.config import Config, resolve, to_toml
-from etpo.engine.language_model import BUNDLED, LanguageModel, bundled_path
-from etpo.engine.roles import FullRoles, LoraRoles, Role
+from etpo.engine.models.language_model import BUNDLED, LanguageModel, bundled_path
+from etpo.engine.models.prompt_form import PromptForm
+from etpo.engine.models.roles import FullRoles, LoraRoles, Role
+from etpo.engine.models.sampler import Sampling, sample_actions
+from etpo.engine.report.summary import existing_run
 from etpo.engine.run import encoded, load_roles, make_roles, open_model, settings_for
 from etpo.engine.run_folder import RunFolder, write_atomically
-from etpo.engine.sampler import Sampling, sample_actions
-from etpo.engine.summary import existing_run
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import task_prompt
-from etpo.envs.prompts_forms import PromptForm
 from etpo.envs.vector import make_env
 
 ROWS = 32  # programs drawn at once: bounds the memory of the key-value cache

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from etpo.envs.datasets import Dataset, DatasetError
 from etpo.envs.prompts import as_program, describe_error
 from etpo.envs.sandbox import Sandbox, SplitArrays, refuse
-from etpo.envs.sandbox_result import Failure, SplitResult
+from etpo.envs.sandbox.result import Failure, SplitResult
 
 FAILURE_REWARD = -1.0
 SPLIT_SEEDS = (0, 1, 2, 3, 4)

@@ -37,7 +37,7 @@ def train(config: "Config", out: str | Path | None = None, resume: bool = False)
         ModelError, DatasetError, ValueError: bad input, one line.
     """
     from etpo.engine.loop import train as run_loop
-    from etpo.engine.report import write_report
+    from etpo.engine.report.page import write_report
     from etpo.engine.run_folder import RunFolder, default_out
     from etpo.engine.trained import resumed_run
 

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from etpo.engine.language_model import LanguageModel
+from etpo.engine.models.language_model import LanguageModel
 
 
 def tiny_llama(seed: int = 0, **overrides) -> LlamaForCausalLM:

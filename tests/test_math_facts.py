@@ -15,9 +15,9 @@ from torch import Tensor
 
 from etpo.engine.losses import policy_loss
 from etpo.engine.targets import QForm, mix_of, retrace_targets, token_values, trace_coefficients
-from etpo.envs import dynamic_programming as dp
-from etpo.envs.token_mdp import random_word_mdp
-from etpo.envs.word_mdp import Bools, Floats, Ints, TokenTable, WordMDP, token_table, word_probabilities
+from etpo.envs.words import solve as dp
+from etpo.envs.words.mdp import Bools, Floats, Ints, TokenTable, WordMDP, token_table, word_probabilities
+from etpo.envs.words.token_mdp import random_word_mdp
 from etpo.kernels import Stream, vocab_stats
 
 GAMMA = 0.9

@@ -14,7 +14,7 @@ from etpo.cli.doctor import NOBODY, protections
 from etpo.cli.doctor import _data_home as doctor_data_home
 from etpo.engine.trained import load
 from etpo.envs.datasets import load_dataset
-from etpo.envs.sandbox_mode import hidden_paths
+from etpo.envs.sandbox.modes import hidden_paths
 
 GOOD = (
     "from sklearn.linear_model import LogisticRegression\nreturn LogisticRegression().fit(x_train, y_train)\n"
@@ -202,7 +202,7 @@ def test_a_protection_counts_only_where_the_probe_shows_it() -> None:
 def test_pretrain_passes_its_options_on_and_prints_the_numbers(
     cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from etpo.engine import pretrain
+    from etpo.engine.pretrain import train as pretrain
 
     def stub(out: Path, **options) -> dict[str, float]:
         options.pop("progress")({"stage": "train", "step": 1, "of": 4, "loss": 2.5, "wall_s": 2.0})

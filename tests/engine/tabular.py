@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from etpo.engine.actions import Action
-from etpo.engine.roles import SCALAR_HEAD, Role
-from etpo.engine.sequences import Sequences
-from etpo.envs.word_mdp import WordMDP
+from etpo.engine.models.roles import SCALAR_HEAD, Role
+from etpo.engine.models.sequences import Sequences
+from etpo.engine.replay import Action
+from etpo.envs.words.mdp import WordMDP
 from etpo.kernels import Stream
 
 

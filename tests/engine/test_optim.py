@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from etpo.engine.config import Config
-from etpo.engine.language_model import load_language_model
-from etpo.engine.learner import Learner
+from etpo.engine.learners.etpo import Learner
+from etpo.engine.models.language_model import load_language_model
+from etpo.engine.models.roles import FINAL_GAIN, TRAINED, FullRoles, LoraRoles
 from etpo.engine.optim import LEARNING_RATES
-from etpo.engine.roles import FINAL_GAIN, TRAINED, FullRoles, LoraRoles
 
 
 def learner(form: str = "full", **changes: object) -> Learner:

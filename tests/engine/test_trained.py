@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 import etpo
 from etpo.engine.checkpoint import CheckpointError
 from etpo.engine.config import Config
-from etpo.engine.language_model import LanguageModel
-from etpo.engine.roles import LoraRoles
+from etpo.engine.models.language_model import LanguageModel
+from etpo.engine.models.roles import LoraRoles
 from etpo.engine.run import open_model
 from etpo.engine.run_folder import RunFolderError
 from etpo.engine.trained import ROWS, Trained, draw, first_state

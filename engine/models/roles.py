@@ -1,0 +1,187 @@
+"""The four roles of ETPO: policy, critic, target (slow copy of the critic) and reference (frozen).
+
+`FullRoles` holds separate weights; `LoraRoles` one frozen base with an adapter for each role that moves. The
+learner knows only the `Roles` protocol, so a table of a small MDP can stand in a model's place.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from etpo.engine.models.language_model import LanguageModel
+from etpo.engine.models.lora import ActiveRole, adapter_layers, add_adapters, merge_adapter, save_adapter
+from etpo.engine.models.sequences import Sequences
+from etpo.kernels import Stream
+
+Role = Literal["policy", "critic", "target", "reference"]
+TRAINED: tuple[Role, Role] = ("policy", "critic")
+SCALAR_HEAD = "scalar_head."
+# The gain of the norm before the LM head, where a model has one of this name (the Llama family has).
+FINAL_GAIN = "model.norm.weight"
+
+
+class Roles(Protocol):
+    """What the learner asks of its models; `form` is `full` (weights of their own) or `lora`."""
+
+    form: str
+
+    def hidden(self, role: Role, sequences: Sequences) -> Tensor:
+        """Last hidden states [K, D] of the suffix tokens."""
+        ...
+
+    def stream(self, role: Role, hidden: Tensor) -> Stream:
+        """The hidden states with the role's LM head."""
+        ...
+
+    def value(self, role: Role, hidden: Tensor) -> Tensor:
+        """The scalar head v(x) [K] of critic or target, float32."""
+        ...
+
+    def parameters(self, role: Role) -> dict[str, nn.Parameter]:
+        """Every tensor of the role that can move, by name; the scalar head's come last, as `SCALAR_HEAD`…"""
+        ...
+
+
+@torch.no_grad()
+def polyak(roles: Roles, tau: float) -> None:
+    """Q̄ ← τ·Q̄ + (1 − τ)·Q."""
+    slow, fast = roles.parameters("target"), roles.parameters("critic")
+    torch._foreach_lerp_(list(slow.values()), [fast[name] for name in slow], 1.0 - tau)
+
+
+class _ScalarHeads:
+    """The scalar heads of critic and target: zero at the start, float32."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.heads = {
+            role: nn.Linear(model.hidden_size, 1, device=model.device) for role in ("critic", "target")
+        }
+        for head in self.heads.values():
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.heads["target"].requires_grad_(False)
+
+    def value(self, role: Role, hidden: Tensor) -> Tensor:
+        return self.heads[role](hidden.float()).squeeze(-1)
+
+    def parameters(self, role: Role) -> dict[str, nn.Parameter]:
+        named = self.heads[role].named_parameters() if role in self.heads else ()
+        return {SCALAR_HEAD + name: parameter for name, parameter in named}
+
+
+class FullRoles:
+    """Four models, each with weights of its own."""
+
+    form = "full"
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.models: dict[Role, LanguageModel] = {"reference": model}
+        for role in ("policy", "critic", "target"):
+            self.models[role] = copy.deepcopy(model)
+        for role, module in self.models.items():
+            module.requires_grad_(role in TRAINED)
+        self._scalar = _ScalarHeads(model)
+
+    def hidden(self, role: Role, sequences: Sequences) -> Tensor:
+        return sequences.hidden(self.models[role])
+
+    def stream(self, role: Role, hidden: Tensor) -> Stream:
+        return _stream(self.models[role], hidden)
+
+    def value(self, role: Role, hidden: Tensor) -> Tensor:
+        return self._scalar.value(role, hidden)
+
+    def parameters(self, role: Role) -> dict[str, nn.Parameter]:
+        own = dict(self.models[role].hf.named_parameters()) if role != "reference" else {}
+        return own | self._scalar.parameters(role)
+
+    @contextmanager
+    def acting(self, role: Role) -> Iterator[LanguageModel]:
+        """The model of a role, to draw actions from."""
+        yield self.models[role]
+
+    def hand_over(self, role: Role) -> LanguageModel:
+        """The model of a role, to keep."""
+        return self.models[role]
+
+    def save(self, role: Role, folder: Path, base_name: str) -> None:
+        """Write the role as a model folder that `from_pretrained` loads."""
+        self.models[role].hf.save_pretrained(folder)
+
+    def merged(self, role: Role) -> nn.Module:
+        """The role as one plain Hugging Face model."""
+        return self.models[role].hf
+
+
+class LoraRoles:
+    """One frozen base; policy, critic and target are adapters, the reference is the base itself.
+
+    Args:
+        rank: r of every adapter.
+    """
+
+    form = "lora"
+
+    def __init__(self, model: LanguageModel, rank: int) -> None:
+        self.model, self.rank = model, rank
+        head = model.hf.get_output_embeddings()
+        self._active: ActiveRole = add_adapters(model.hf, head, ["policy", "critic", "target"], rank)
+        self._layers = adapter_layers(model.hf)
+        for layer in self._layers.values():
+            for factors in (layer.lora_a, layer.lora_b):
+                factors["target"].data.copy_(factors["critic"].data)
+                factors["target"].requires_grad_(False)
+        self._scalar = _ScalarHeads(model)
+
+    def hidden(self, role: Role, sequences: Sequences) -> Tensor:
+        with self.acting(role) as model:
+            return sequences.hidden(model)
+
+    def stream(self, role: Role, hidden: Tensor) -> Stream:
+        return _stream(self.model, hidden)
+
+    def value(self, role: Role, hidden: Tensor) -> Tensor:
+        return self._scalar.value(role, hidden)
+
+    def parameters(self, role: Role) -> dict[str, nn.Parameter]:
+        if role == "reference":
+            return {}
+        own = {}
+        for name, layer in self._layers.items():
+            own[f"{name}.lora_A.weight"] = layer.lora_a[role]
+            own[f"{name}.lora_B.weight"] = layer.lora_b[role]
+        return own | self._scalar.parameters(role)
+
+    @contextmanager
+    def acting(self, role: Role) -> Iterator[LanguageModel]:
+        """The base with the role's adapter in force."""
+        before = self._active.name
+        try:
+            yield self.hand_over(role)
+        finally:
+            self._active.name = before
+
+    def hand_over(self, role: Role) -> LanguageModel:
+        """The base with the role's adapter in force, not only for a while: for who keeps the model."""
+        self._active.name = None if role == "reference" else role
+        return self.model
+
+    def save(self, role: Role, folder: Path, base_name: str) -> None:
+        """Write the role's adapter in PEFT's format."""
+        save_adapter(self.model.hf, role, self.rank, base_name, folder)
+
+    def merged(self, role: Role) -> nn.Module:
+        """The role as one plain Hugging Face model; this object is used up."""
+        merge_adapter(self.model.hf, role)
+        return self.model.hf
+
+
+def _stream(model: LanguageModel, hidden: Tensor) -> Stream:
+    return Stream(
+        hidden, model.head_weight, model.head_bias, temperature=model.temperature, softcap=model.softcap
+    )

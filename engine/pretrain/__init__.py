@@ -1,0 +1,1 @@
+"""Training the bundled model from programs that a grammar writes. Nothing here runs in `etpo train`."""

@@ -1,0 +1,164 @@
+"""Rooms: for each split a new process namespace and a new mount namespace, with a small trusted init.
+
+A program in a room sees no process but its own, and no file but what `files` shows. When the init is
+killed, the kernel kills everything in the room at once, and the private file system goes with it.
+
+The rooms are made by a small process of their own, the porter, forked before the server has imported much,
+because a fork of the warm server costs ten times as much. It keeps one room ready. Standard library only.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import threading
+
+from . import files as view
+from . import syscalls as kernel
+
+DEATH_LIMIT_MS = 10_000
+_MAX_REASON_BYTES = 512
+
+
+class Room:
+    """One room that nobody has entered yet. `pidfd` stands for its init."""
+
+    def __init__(self, pidfd: int) -> None:
+        self.pidfd = pidfd
+
+    def close(self) -> None:
+        """Kill everything in the room and wait for its end. Reap what was forked into it before."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        end = select.poll()
+        end.register(self.pidfd, select.POLLIN)
+        end.poll(DEATH_LIMIT_MS)
+        os.close(self.pidfd)
+
+
+class Rooms:
+    """The server's end of the porter. `writable` is a descriptor of what lies above each room's own files.
+
+    Args:
+        files: what programs may read.
+        folder: an empty folder, over which the porter mounts its root (nobody else sees that).
+
+    Raises:
+        OSError: the kernel does not permit such namespaces, or one of the steps failed.
+    """
+
+    def __init__(self, files: view.Readable, folder: str) -> None:
+        assert threading.active_count() == 1
+        self._own_ns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self.writable = -1
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _keep_only(theirs.fileno())
+                _work_as_porter(theirs, files, folder)
+            finally:
+                os._exit(1)
+        theirs.close()
+        try:
+            self.writable = self._receive(1)[0]
+        except OSError:
+            self.close()
+            raise
+
+    def open(self) -> Room:
+        """A fresh room."""
+        self._socket.send(b"room")
+        return Room(self._receive(1)[0])
+
+    def enter_next_fork(self, room: Room) -> None:
+        """Let the processes that are forked from now on be in the room's process namespace."""
+        kernel.setns(room.pidfd, kernel.CLONE_NEWPID)
+
+    def leave(self) -> None:
+        """Let the next forks be in the server's own process namespace again, where that is permitted.
+
+        In a user namespace it is not: then the server can fork into rooms only, which is all that it does.
+        """
+        with contextlib.suppress(PermissionError):
+            kernel.setns(self._own_ns, kernel.CLONE_NEWPID)
+
+    def close(self) -> None:
+        """End the porter; with it all rooms end."""
+        self._socket.close()
+        kernel.close_all(fd for fd in (self._own_ns, self.writable) if fd >= 0)
+        os.waitpid(self.pid, 0)
+
+    def _receive(self, count: int) -> list[int]:
+        message, fds, _, _ = socket.recv_fds(self._socket, _MAX_REASON_BYTES, count)
+        if len(fds) != count:
+            kernel.close_all(fds)
+            raise OSError(message.decode("utf-8", "replace") or "the process that makes the rooms has ended")
+        return fds
+
+
+def _keep_only(kept: int) -> None:
+    """Close all descriptors but the standard ones and the one given."""
+    for fd in os.listdir("/proc/self/fd"):
+        if int(fd) > 2 and int(fd) != kept:
+            with contextlib.suppress(OSError):  # that of the listing itself
+                os.close(int(fd))
+
+
+def _work_as_porter(server: socket.socket, files: view.Readable, folder: str) -> None:
+    """Make rooms until the server hangs up."""
+    kernel.prctl(kernel.PR_SET_NAME, b"etpo-rooms")
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for an init: the kernel reaps it
+    try:
+        kernel.unshare(kernel.CLONE_NEWNS)
+        view.build_root(files, folder)
+        writable = os.open(view.WRITABLE, os.O_PATH | os.O_CLOEXEC)
+        next_room = _make_room()
+        socket.send_fds(server, [b"writable"], [writable])
+        os.close(writable)
+        while server.recv(16):
+            socket.send_fds(server, [b"room"], [next_room])
+            os.close(next_room)
+            next_room = _make_room()
+    except OSError as error:
+        reason = f"{error.filename or 'rooms'}: {error.strerror or error}"
+        with contextlib.suppress(OSError):
+            server.send(reason.encode()[:_MAX_REASON_BYTES])
+
+
+def _make_room() -> int:
+    """Start the init of a new room; returns its pidfd when the room is furnished."""
+    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    pid = kernel.fork_into(kernel.CLONE_NEWPID | kernel.CLONE_NEWNS)
+    if pid == 0:
+        try:
+            _be_init(ready_write)
+        finally:
+            os._exit(1)
+    os.close(ready_write)
+    try:
+        pidfd = os.pidfd_open(pid)
+        reason = os.read(ready_read, _MAX_REASON_BYTES).decode("utf-8", "replace")
+    finally:
+        os.close(ready_read)
+    if reason != "ready":
+        os.close(pidfd)
+        raise OSError(reason or "the init of a room has ended")
+    return pidfd
+
+
+def _be_init(ready: int) -> None:
+    """Furnish the room, then reap orphans until killed. Signals from inside the room do not reach an init."""
+    kernel.prctl(kernel.PR_SET_NAME, b"etpo-init")
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        view.furnish_room()
+    except OSError as error:
+        os.write(ready, f"{error.filename or 'room'}: {error.strerror or error}".encode())
+        return
+    os.write(ready, b"ready")
+    os.closerange(0, 256)
+    while True:
+        signal.pause()
