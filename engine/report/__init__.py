@@ -1,5 +1,1 @@
-"""What a run looks like: numbers over its records, charts, and one self-contained page."""
-
-from etpo.engine.report.page import write_report
-
-__all__ = ["write_report"]
+"""What a run looks like: numbers over its records (`summary`), charts, one self-contained page (`page`)."""
