@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from etpo.kernels.plan import plan_backward
+from etpo.kernels.checks import problem_of
+from etpo.kernels.gradients import plan_backward
 from etpo.kernels.streams import Problem, Source, VocabStats
 
 if TYPE_CHECKING:
-    from etpo.kernels.triton.launch import Launch
+    from etpo.kernels.triton.tile import Launch
 
 ARCHS = (80, 90, 100)
 # Bytes of shared memory that a block may take.
@@ -121,7 +122,9 @@ def cases() -> Iterator[Case]:
 
     def case(name: str, p: Any, q: Any, r: Any, mix: Any, fields: tuple[str, ...], trained: Any) -> Case:
         has_targets = any(field.startswith("at") for field in fields)
-        return Case(name, Problem(p, q, r, targets if has_targets else None, mix, -100), fields, trained)
+        sources = {k: source for k, source in enumerate((p, q, r)) if source is not None}
+        problem = problem_of(sources, targets if has_targets else None, mix, -100)
+        return Case(name, problem, fields, trained)
 
     p, q, r = source(), source(896), source()
     shared = source(head=p)
@@ -147,7 +150,9 @@ def cases() -> Iterator[Case]:
 def launches(arch: int) -> Iterator[tuple[str, "Launch"]]:
     """(name, launch) of every kernel as a problem of Llama's size on `arch` launches it."""
     from etpo.kernels.triton import gather as triton_gather
-    from etpo.kernels.triton.launch import Backward, Target, chip_of, forward_launches
+    from etpo.kernels.triton.backward import Backward, dz_dtype
+    from etpo.kernels.triton.forward import forward_launches
+    from etpo.kernels.triton.tile import Target, chip_of
 
     target = Target(chip_of(arch // 10, SHARED_LIMIT[arch]), PROCESSORS[arch])
     merged = False
@@ -160,8 +165,7 @@ def launches(arch: int) -> Iterator[tuple[str, "Launch"]]:
             yield "merge", merge
         plan = plan_backward(problem, set(outs), set(trained))
         kernel = Backward(problem, outs, outs, plan, target)
-        dtype = torch.float32 if problem.first.hidden.dtype == torch.float32 else torch.bfloat16
-        dz = {k: meta(N, V, dtype=dtype) for k in plan.grads}
+        dz = {k: meta(N, V, dtype=dz_dtype(problem.streams.values())) for k in plan.grads}
         yield f"{name}: backward", kernel.launch(dz, slice(0, N), slice(0, V))
     critic, tokens, g = source(), meta(N, dtype=torch.int64), meta(N, dtype=torch.float32)
     assert critic.weight is not None

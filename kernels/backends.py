@@ -1,84 +1,129 @@
 """Which backend runs a problem, and what a backend is."""
 
 import os
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.util import find_spec
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from etpo.kernels import reference
-from etpo.kernels.chunked import ways as chunked
+from etpo.kernels.chunked import gather, rowwise, sweep
+from etpo.kernels.operators import Rule, make_operator
+from etpo.kernels.plan import INDEX
 from etpo.kernels.streams import Problem
-from etpo.kernels.triton import operators as triton_op
+from etpo.kernels.triton import sizes
 
 BACKENDS = ("auto", "reference", "chunked", "triton")
+KL, LOG_RATIO = rowwise.KL, rowwise.LOG_RATIO
 
 
 class SweepFunction(Protocol):
+    """The named statistics, each [N]. in_place: backward may overwrite given logits with their gradient."""
+
     def __call__(
         self, problem: Problem, fields: tuple[str, ...], *, in_place: bool = False
-    ) -> dict[str, Tensor]: ...
-
-
-class NumberFunction(Protocol):
-    def __call__(self, problem: Problem, *, in_place: bool = False) -> Tensor: ...
-
-
-class GatherFunction(Protocol):
-    def __call__(self, problem: Problem) -> Tensor: ...
+    ) -> list[Tensor]: ...
 
 
 class Backend(NamedTuple):
     """Per-token numbers of a problem, [N] each, differentiable; float64, or the dtype of the results.
 
-    sweep: the named statistics; kl: KL(softmax z_p ‖ softmax u); log_ratio: lse u − lse z_r; gather: z_q at
-    the targets. in_place: backward may overwrite given logits with their gradient.
+    sweep: the named statistics; gather: z_q at the targets; number: a quicker way to one number a token
+    (KL, LOG_RATIO), None where the sweep is the better way.
     """
 
     sweep: SweepFunction
-    kl: NumberFunction
-    log_ratio: NumberFunction
-    gather: GatherFunction
+    gather: Callable[[Problem], Tensor]
+    number: Callable[[Problem, int], Tensor | None] | None = None
+
+    def kl(self, problem: Problem, *, in_place: bool = False) -> Tensor:
+        """KL(softmax z_p ‖ softmax u) = E_p[z_p − u] − lse_p + lse_u."""
+        value = None if self.number is None else self.number(problem, KL)
+        if value is not None:
+            return value
+        lse_p, lse_u, e_pu = self.sweep(problem, ("lse_p", "lse_u", "e_pu"), in_place=in_place)
+        return e_pu - lse_p + lse_u
+
+    def log_ratio(self, problem: Problem, *, in_place: bool = False) -> Tensor:
+        """lse u − lse z_r."""
+        value = None if self.number is None else self.number(problem, LOG_RATIO)
+        if value is not None:
+            return value
+        lse_r, lse_u = self.sweep(problem, ("lse_r", "lse_u"), in_place=in_place)
+        return lse_u - lse_r
 
 
-REFERENCE = Backend(reference.sweep, reference.kl, reference.log_ratio, reference.gather)
-CHUNKED = Backend(chunked.sweep, chunked.kl, chunked.log_ratio, chunked.gather)
+def _at_first_use(module: str, name: str) -> Callable[..., Any]:
+    """A function of the folder triton, imported at its first call, so that `import etpo.kernels` is light."""
 
-TRITON = Backend(triton_op.sweep, triton_op.kl, triton_op.log_ratio, triton_op.gather)
+    def call(*args: Any) -> Any:
+        return getattr(import_module(f"etpo.kernels.triton.{module}"), name)(*args)
+
+    return call
+
+
+def _empty_statistics(problem: Problem, task: Sequence[int]) -> list[Tensor]:
+    hidden = next(iter(problem.streams.values())).hidden
+    return [hidden.new_empty(problem.n_rows, dtype=torch.float64) for _ in task]
+
+
+def _triton_rule(module: str, empty: Callable[[Problem, Sequence[int]], list[Tensor]]) -> Rule:
+    backward = "backward" if module == "forward" else module
+    return Rule(_at_first_use(module, "forward"), empty, _at_first_use(backward, "backward"))
+
+
+TRITON_SWEEP = make_operator("triton_sweep", _triton_rule("forward", _empty_statistics))
+TRITON_GATHER = make_operator("triton_gather", _triton_rule("gather", gather.empty))
+
+
+def _triton_sweep(problem: Problem, fields: tuple[str, ...], *, in_place: bool = False) -> list[Tensor]:
+    indices = [INDEX[name] for name in fields]
+    return TRITON_SWEEP(problem, indices, len(indices), in_place=in_place)
+
+
+def _triton_gather(problem: Problem) -> Tensor:
+    return TRITON_GATHER(problem, [1], 1)[0]
+
+
+REFERENCE = Backend(reference.sweep, reference.gather)
+CHUNKED = Backend(sweep.sweep, gather.gather, rowwise.number)
+TRITON = Backend(_triton_sweep, _triton_gather)
 
 # What "auto" takes where "triton" can run. No GPU has been measured yet, so it takes "triton" throughout:
 # it alone keeps the logits out of memory.
 AUTO_ON_CUDA = TRITON
-# Below it, bf16 has no matrix units.
-CAPABILITY = (8, 0)
 
 
-def backend_of(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend called `name` for results of `dtype` on `device`. Raises ValueError where there is none."""
+def backend_of(name: str, problem: Problem) -> Backend:
+    """The backend called `name` for `problem`. Raises ValueError where there is none."""
     if name not in BACKENDS:
         raise ValueError(f"backend: expected one of {BACKENDS}, got {name!r}")
     if name == "reference":
         return REFERENCE
     if name == "triton":
-        refusal = _refusal(device, dtype)
+        refusal = _refusal(problem)
         if refusal is not None:
             raise ValueError(f"backend: 'triton' {refusal}; use 'auto'")
         return TRITON
-    if name == "auto" and device.type == "cuda" and _refusal(device, dtype) is None:
+    if name == "auto" and problem.device.type == "cuda" and _refusal(problem) is None:
         return AUTO_ON_CUDA
     return CHUNKED
 
 
-def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+def _refusal(problem: Problem) -> str | None:
     """Why "triton" cannot run; None where it can."""
-    if dtype == torch.float64:
+    if problem.dtype == torch.float64:
         return "takes float32, bfloat16 and float16, got torch.float64"
     if find_spec("triton") is None:
         return "needs the package triton, which is not installed"
-    if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        return None if capability >= CAPABILITY else f"needs compute capability 8.0 or more, got {capability}"
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+    if problem.device.type == "cuda":
+        got = torch.cuda.get_device_capability(problem.device)
+        return None if got >= sizes.CAPABILITY else f"needs compute capability 8.0 or more, got {got}"
+    if problem.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None
-    return f"runs on CUDA, on a CPU only with TRITON_INTERPRET=1 from the start, got tensors on {device}"
+    return (
+        f"runs on CUDA, on a CPU only with TRITON_INTERPRET=1 from the start, got tensors on {problem.device}"
+    )

@@ -1,50 +1,166 @@
-"""A problem as a custom operator takes it: tensors, whole numbers, floats."""
+"""One maker of custom operators: a problem goes in, per-token numbers come out.
 
-from collections.abc import Mapping, Sequence
+An operator is differentiable once and opaque to torch.compile; it takes tensors, whole numbers and floats.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from etpo.kernels.checks import problem_of
 from etpo.kernels.streams import Problem, Source
 
-# The tensors of a source, in the order of the layout.
-SLOTS = ("hidden", "weight", "bias", "lora A", "lora B")
+# Tensors of a source, in the order of a layout: hidden, weight, bias, lora A, lora B.
+N_PARTS = 5
 NO_TENSOR = -1
 
 
-class Flat(NamedTuple):
-    """layout: for each stream and slot an index into `tensors`, then the ignore index.
+class Cotangents(NamedTuple):
+    """What a backward starts from.
 
-    scales: for each stream temperature, softcap (0 for none) and lora scale, then the mix. A tensor that
-    stands in two places is listed once, so that it is read once and gets one gradient.
+    g: the cotangents of the results that have one, by index; made: all that forward returned; wanted: the
+    tensors that ask for a gradient; in_place: given logits may be overwritten with theirs.
     """
 
-    tensors: list[Tensor]
-    layout: list[int]
-    scales: list[float]
+    g: dict[int, Tensor]
+    made: list[Tensor]
+    wanted: list[Tensor]
+    in_place: bool
 
 
-def flatten(problem: Problem) -> Flat:
-    """The distinct tensors and the numbers of `problem`, but for its targets.
+class Rule(NamedTuple):
+    """What an operator does with a problem; `task` are whole numbers, one at least, that say what is asked.
 
-    Raises RuntimeError for tensors with tangents, which an operator would drop without a word.
+    forward: the results, then whatever else backward is to find again; empty: the same without values;
+    backward: one gradient for each wanted tensor.
+    """
+
+    forward: Callable[[Problem, Sequence[int]], list[Tensor]]
+    empty: Callable[[Problem, Sequence[int]], list[Tensor]]
+    backward: Callable[[Problem, Sequence[int], Cotangents], list[Tensor]]
+
+
+class Operator(NamedTuple):
+    """The custom operators of a rule, forward and backward."""
+
+    forward: Any
+    backward: Any
+
+    def __call__(
+        self, problem: Problem, task: Sequence[int], n_results: int, *, in_place: bool = False
+    ) -> list[Tensor]:
+        """The results of the rule, differentiable in every tensor of the problem but its targets."""
+        tensors, layout, scales = flatten(problem)
+        made = self.forward(tensors, problem.targets, layout, scales, list(task), n_results, in_place)
+        return list(made[:n_results])
+
+
+def make_operator(name: str, rule: Rule) -> Operator:
+    """Registers etpo::name and etpo::name_backward, which do what `rule` says."""
+
+    @torch.library.custom_op(f"etpo::{name}", mutates_args=())
+    def forward(
+        tensors: Sequence[Tensor], targets: Tensor | None, layout: Sequence[int], scales: Sequence[float],
+        task: Sequence[int], n_results: int, in_place: bool,
+    ) -> list[Tensor]:  # fmt: skip
+        problem = unflatten(tensors, targets, layout, scales)
+        # Autocast would take products to its own dtype.
+        with torch.autocast(problem.device.type, enabled=False):
+            return rule.forward(problem, task)
+
+    @forward.register_fake
+    def _(
+        tensors: Sequence[Tensor], targets: Tensor | None, layout: Sequence[int], scales: Sequence[float],
+        task: Sequence[int], n_results: int, in_place: bool,
+    ) -> list[Tensor]:  # fmt: skip
+        return rule.empty(unflatten(tensors, targets, layout, scales), task)
+
+    @torch.library.custom_op(f"etpo::{name}_backward", mutates_args=())
+    def backward(
+        g: Sequence[Tensor], active: Sequence[int], made: Sequence[Tensor], tensors: Sequence[Tensor],
+        targets: Tensor | None, layout: Sequence[int], scales: Sequence[float], task: Sequence[int],
+        wanted: Sequence[int],
+    ) -> list[Tensor]:  # fmt: skip
+        problem = unflatten(tensors, targets, layout, scales)
+        given = dict(zip(active, g, strict=True))
+        with torch.autocast(problem.device.type, enabled=False):
+            asked = [tensors[i] for i in wanted]
+            return rule.backward(problem, task, Cotangents(given, list(made), asked, False))
+
+    @backward.register_fake
+    def _(
+        g: Sequence[Tensor], active: Sequence[int], made: Sequence[Tensor], tensors: Sequence[Tensor],
+        targets: Tensor | None, layout: Sequence[int], scales: Sequence[float], task: Sequence[int],
+        wanted: Sequence[int],
+    ) -> list[Tensor]:  # fmt: skip
+        return [torch.empty_like(tensors[i], memory_format=torch.contiguous_format) for i in wanted]
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+        tensors, targets, *ctx.static, n_results, ctx.in_place = inputs
+        ctx.n_tensors = len(tensors)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[n_results:])
+        ctx.save_for_backward(targets, *tensors, *output)
+
+    def differentiate(ctx: Any, g: Sequence[Tensor | None] | None) -> tuple[Any, ...]:
+        given = {k: x for k, x in enumerate(g or ()) if x is not None}
+        ask = ctx.needs_input_grad[0]
+        wanted = [i for i, needed in enumerate(ask) if needed]
+        gradients: list[Tensor] = []
+        if given:
+            if torch.is_grad_enabled():
+                raise RuntimeError(
+                    "etpo.kernels: only backend='reference' has second derivatives (create_graph)"
+                )
+            layout, scales, task = ctx.static
+            targets, *saved = ctx.saved_tensors
+            tensors, made = saved[: ctx.n_tensors], saved[ctx.n_tensors :]
+            if ctx.in_place:
+                asked = [tensors[i] for i in wanted]
+                problem = unflatten(tensors, targets, layout, scales)
+                rule.backward(problem, task, Cotangents(given, made, asked, True))
+                gradients = [logits.detach() for logits in asked]
+            else:
+                parts = list(given.values()), list(given), made, tensors
+                gradients = backward(*parts, targets, layout, scales, task, wanted)
+        found = dict(zip(wanted, gradients, strict=False))
+        return [found.get(i) for i in range(len(ask))], None, None, None, None, None, None
+
+    forward.register_autograd(differentiate, setup_context=setup)
+    return Operator(forward, backward)
+
+
+def flatten(problem: Problem) -> tuple[list[Tensor], list[int], list[float]]:
+    """The distinct tensors of `problem` but for its targets, and two lists of numbers.
+
+    layout: for each stream and part an index into the tensors, then the ignore index; scales: for each stream
+    temperature, softcap (0 for none) and lora scale, then the mix. A tensor that stands in two places is
+    listed once, so that it is read once and gets one gradient. Raises RuntimeError for tensors with tangents,
+    which an operator would drop without a word.
     """
     tensors: list[Tensor] = []
     layout: list[int] = []
     scales: list[float] = []
     for source in problem.sources:
         if source is None:
-            layout += [NO_TENSOR] * len(SLOTS)
+            layout += [NO_TENSOR] * N_PARTS
             scales += [1.0, 0.0, 1.0]
             continue
         a, b, scale = source.lora if source.lora is not None else (None, None, 1.0)
         for tensor in (source.hidden, source.weight, source.bias, a, b):
             layout.append(_index_of(tensor, tensors))
         scales += [source.temperature, source.softcap or 0.0, scale]
-    refuse_tangents(tensors)
-    return Flat(tensors, [*layout, problem.ignore_index], [*scales, *problem.mix])
+    if not torch.compiler.is_compiling() and any(_tangent(x) is not None for x in tensors):
+        raise RuntimeError("etpo.kernels: only backend='reference' has forward-mode derivatives")
+    return tensors, [*layout, problem.ignore_index], [*scales, *problem.mix]
+
+
+def _tangent(tensor: Tensor) -> Tensor | None:
+    tangent: Tensor | None = unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
+    return tangent
 
 
 def _index_of(tensor: Tensor | None, tensors: list[Tensor]) -> int:
@@ -61,23 +177,15 @@ def unflatten(
     tensors: Sequence[Tensor], targets: Tensor | None, layout: Sequence[int], scales: Sequence[float]
 ) -> Problem:
     """The inverse of `flatten`."""
-    sources: list[Source | None] = []
+    sources: dict[int, Source] = {}
     for k in range(3):
-        slots = layout[len(SLOTS) * k : len(SLOTS) * (k + 1)]
-        hidden, weight, bias, a, b = (None if i == NO_TENSOR else tensors[i] for i in slots)
+        parts = layout[N_PARTS * k : N_PARTS * (k + 1)]
+        hidden, weight, bias, a, b = (None if i == NO_TENSOR else tensors[i] for i in parts)
         temperature, softcap, scale = scales[3 * k : 3 * k + 3]
-        if hidden is None:
-            sources.append(None)
-            continue
-        lora = None if a is None or b is None else (a, b, scale)
-        sources.append(Source(hidden, weight, bias, lora, temperature, softcap or None))
-    policy, critic, reference = sources
-    return Problem(policy, critic, reference, targets, (scales[-2], scales[-1]), layout[-1])
-
-
-def hidden_slot(stream: int, layout: Sequence[int]) -> int:
-    """The index of a stream's hidden states among the tensors."""
-    return layout[len(SLOTS) * stream]
+        if hidden is not None:
+            lora = None if a is None or b is None else (a, b, scale)
+            sources[k] = Source(hidden, weight, bias, lora, temperature, softcap or None)
+    return problem_of(sources, targets, (scales[-2], scales[-1]), layout[-1])
 
 
 def head_tensors(source: Source) -> list[Tensor]:
@@ -86,41 +194,6 @@ def head_tensors(source: Source) -> list[Tensor]:
     return [part for part in parts if isinstance(part, Tensor)]
 
 
-def any_gradient(tensors: Sequence[Tensor]) -> bool:
+def expect_gradient(*tensors: Tensor) -> bool:
     """True where a backward may follow."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def no_autocast(tensor: Tensor) -> Any:
-    """A context without autocast, which would take products to its own dtype."""
-    return torch.autocast(tensor.device.type, enabled=False)
-
-
-def refuse_tangents(tensors: Sequence[Tensor]) -> None:
-    """Raises RuntimeError in forward-mode differentiation."""
-    if torch.compiler.is_compiling():
-        return
-    if any(unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise RuntimeError("etpo.kernels: only backend='reference' has forward-mode derivatives")
-
-
-def refuse_second_derivatives() -> None:
-    """Raises RuntimeError in a backward that is itself to be differentiated."""
-    if torch.is_grad_enabled():
-        raise RuntimeError("etpo.kernels: only backend='reference' has second derivatives (create_graph)")
-
-
-def wanted_of(ctx: Any) -> list[int]:
-    """In the backward of an operator (tensors, *rest): which of the tensors ask for a gradient."""
-    return [i for i, needed in enumerate(ctx.needs_input_grad[0]) if needed]
-
-
-def placed(ctx: Any, gradients: Mapping[int, Tensor]) -> tuple[Any, ...]:
-    """What the backward of an operator (tensors, *rest) returns: the gradient of tensors[i] by i."""
-    tensors, *rest = ctx.needs_input_grad
-    return [gradients.get(i) for i in range(len(tensors))], *(None for _ in rest)
-
-
-def fake_gradients(tensors: Sequence[Tensor], wanted: Sequence[int]) -> list[Tensor]:
-    """What an operator returns to a tracer for the gradients of tensors[i], i in `wanted`."""
-    return [torch.empty_like(tensors[i], memory_format=torch.contiguous_format) for i in wanted]

@@ -5,11 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from etpo.kernels.chunked.statistics import Planes, Scratch
-from etpo.kernels.plan import E_PP, E_PR, E_PU, E_Q, EXPECTATIONS, LSE, LSE_P, LSE_U, Plan, Q
+from etpo.kernels.chunked.statistics import CONTRASTS, Planes, Scratch
+from etpo.kernels.gradients import Plan, weighted_sum
+from etpo.kernels.plan import E_PP, E_PR, E_PU, E_Q, EXPECTATIONS, LSE, LSE_P, LSE_U, P, Q, U
 
 
-class Cotangents(NamedTuple):
+class TileCotangents(NamedTuple):
     """Of the rows of a tile: cotangents and statistics, [ROWS, n] float64 each.
 
     active: the statistics with some cotangent that is not 0; masked: True where some 0 · ∞ counts as 0.
@@ -22,23 +23,23 @@ class Cotangents(NamedTuple):
 
 
 class Softmaxes(NamedTuple):
-    """Softmax of p and of u, each a tile [n, m] times a scale [n] float64; None where the plan has none."""
+    """Softmax of p and of u, each a tile [n, m] times a scale [n] float64, None where the plan has none."""
 
     prob: Tensor
     scale: Tensor | None
-    prob_u: Tensor | None
+    prob_u: Tensor
     scale_u: Tensor | None
 
 
 def softmaxes(
-    planes: Planes, cot: Cotangents, plan: Plan, prob: Tensor, prob_u: Tensor | None, whole: bool
+    planes: Planes, cot: TileCotangents, plan: Plan, prob: Tensor, prob_u: Tensor, whole: bool
 ) -> Softmaxes:
     """The softmaxes that `plan` asks for, in the memory of prob and prob_u."""
     scale = scale_u = None
-    if plan.prob and planes.p is not None:
-        scale = probabilities_into(prob, planes.p, cot.stats[LSE_P], whole)
-    if plan.prob_u and planes.u is not None and prob_u is not None:
-        scale_u = probabilities_into(prob_u, planes.u, cot.stats[LSE_U], whole)
+    if plan.prob:
+        scale = probabilities_into(prob, planes[P], cot.stats[LSE_P], whole)
+    if plan.prob_u:
+        scale_u = probabilities_into(prob_u, planes[U], cot.stats[LSE_U], whole)
     return Softmaxes(prob, scale, prob_u, scale_u)
 
 
@@ -55,30 +56,29 @@ def probabilities_into(out: Tensor, z: Tensor, lse: Tensor, whole: bool) -> Tens
     return (rounded.double() - lse).exp()
 
 
-def policy_gradient(planes: Planes, cot: Cotangents, softmax: Softmaxes, scratch: Scratch) -> Tensor:
+def policy_gradient(planes: Planes, cot: TileCotangents, softmax: Softmaxes, scratch: Scratch) -> Tensor:
     """∂/∂z_p of a tile but for the target's own term, in scratch.work:
 
     p·[g_lse_p + Σ g·(contrast − E + 1) over z_p − z_r and z_p − u + g_pp·(z_p − E z_p) + g_q·(z_q − e_q)].
     """
-    z_p, prob, scale = planes.p, softmax.prob, softmax.scale
-    work = scratch.work
-    if z_p is None or scale is None or not cot.active & (EXPECTATIONS | {LSE_P}):
+    prob, scale, work = softmax.prob, softmax.scale, scratch.work
+    if scale is None or not cot.active & (EXPECTATIONS | {LSE_P}):
         return work.zero_()
-    dtype = prob.dtype
+    z_p, dtype = planes[P], prob.dtype
     constant = cot.g[LSE_P] * scale
     first = True
-    for field, other in ((E_PR, planes.r), (E_PU, planes.u), (E_PP, z_p), (E_Q, planes.q)):
-        if field not in cot.active or other is None:
+    for field, k in CONTRASTS:
+        if field not in cot.active:
             continue
         g = cot.g[field] * scale
         out = work if first else scratch.terms
         mean = cot.stats[E_PP] + cot.stats[LSE_P] if field == E_PP else cot.stats[field]
         rounded = mean.to(dtype)
         if field in (E_PR, E_PU):
-            torch.sub(z_p, other, out=out).sub_(rounded[:, None])
+            torch.sub(z_p, planes[k], out=out).sub_(rounded[:, None])
             constant += g
         else:
-            torch.sub(other, rounded[:, None], out=out)
+            torch.sub(planes[k], rounded[:, None], out=out)
         constant -= (g * (mean - rounded.double())).masked_fill_(g == 0, 0.0)
         out.mul_(_column(g, dtype))
         if cot.masked:
@@ -96,7 +96,13 @@ def policy_gradient(planes: Planes, cot: Cotangents, softmax: Softmaxes, scratch
 
 
 def other_gradient(
-    k: int, share: float, z: Tensor | None, cot: Cotangents, softmax: Softmaxes, scratch: Scratch, whole: bool
+    k: int,
+    share: float,
+    planes: Planes,
+    cot: TileCotangents,
+    softmax: Softmaxes,
+    scratch: Scratch,
+    whole: bool,
 ) -> Tensor:
     """∂/∂z_k of a tile for the critic or the reference, but for the target's own term, in scratch.work:
 
@@ -107,23 +113,12 @@ def other_gradient(
     under_p = (g[E_Q] if k == Q else -g[E_PR]) - share * g[E_PU]
     if softmax.scale is not None and bool(under_p.any()):
         terms.append((softmax.prob, under_p * softmax.scale))
-    if softmax.prob_u is not None and softmax.scale_u is not None and share != 0:
+    if softmax.scale_u is not None and share != 0:
         terms.append((softmax.prob_u, share * g[LSE_U] * softmax.scale_u))
-    if LSE[k] in cot.active and z is not None:
-        own = probabilities_into(scratch.terms, z, cot.stats[LSE[k]], whole)
+    if LSE[k] in cot.active:
+        own = probabilities_into(scratch.terms, planes[k], cot.stats[LSE[k]], whole)
         terms.append((scratch.terms, g[LSE[k]] * own))
     return weighted_sum(scratch.work, terms)
-
-
-def weighted_sum(out: Tensor, terms: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """out = Σ tile · coefficient[:, None] over the (tile [n, m], coefficient [n]) of `terms`."""
-    for k, (tile, coefficient) in enumerate(terms):
-        column = _column(coefficient, out.dtype)
-        if k == 0:
-            torch.mul(tile, column, out=out)
-        else:
-            out.addcmul_(tile, column)
-    return out if terms else out.zero_()
 
 
 def add_at_tokens(dz: Tensor, g: Tensor, tokens: Tensor, whole: bool) -> None:

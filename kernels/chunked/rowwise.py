@@ -5,27 +5,22 @@ derivative by the hidden states (frozen heads), or, where they are few, the deri
 scales it row by row, and recomputes nothing.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from etpo.kernels.chunked import derivatives
-from etpo.kernels.chunked import statistics as tiles
-from etpo.kernels.chunked import sweep as blocks
-from etpo.kernels.chunked.heads import Gradients, Head, product
+from etpo.kernels.chunked import sizes
+from etpo.kernels.chunked.heads import Head, open_heads, place_of, tiling_of
+from etpo.kernels.gradients import Gradients, collect, multiply, weighted_sum
+from etpo.kernels.operators import Cotangents, Rule, expect_gradient, head_tensors, make_operator
 from etpo.kernels.plan import P, Q, R
 from etpo.kernels.streams import Problem
 
 KL, LOG_RATIO = range(2)
-
-# Every chunk reads the whole heads, so few rows are slow; two planes of a chunk's logits are the workspace.
-CHUNK_ROWS = 384
-PLANE_ELEMENTS = {"cpu": 1 << 25, "cuda": 1 << 26}
-# Planes larger than KEEP_BYTES stay well below the logits of all tokens: these make as many chunks at least.
-FEWEST_CHUNKS = 3
-# Two threads share a product evenly where its rows come in such groups.
-ROW_GROUP = 16
+# What the forward sweep leaves for backward: ∂/∂hidden of each stream, or ∂/∂(plane of logits).
+BY_HIDDEN, BY_LOGITS = range(2)
 
 
 class Part(NamedTuple):
@@ -46,68 +41,114 @@ def parts_of(problem: Problem, kind: int) -> list[Part]:
     return [Part(P if kind == KL else R, 1.0, 0), *(part for part in shared if part.share != 0)]
 
 
-def forward(
-    problem: Problem, kind: int, hidden_grads: dict[int, Tensor], logit_grads: dict[int, Tensor]
-) -> Tensor:
-    """KL(p ‖ softmax u), or lse_u − lse_r, [N] float64; u = a·z_r + b·z_q. Heads have no softcap and no lora.
+class Task(NamedTuple):
+    """What is asked of the operator: a kind of number, and derivatives of `mode` for `streams`."""
 
-    hidden_grads: by stream, [N, D] to which ∂/∂hidden is written. logit_grads: by plane, [N, V] to which the
-    derivative by the plane is written.
-    """
-    n_rows, n_vocab = problem.first.hidden.shape[0], problem.first.n_vocab
-    device, dtype = problem.first.hidden.device, problem.dtype
-    place = blocks.place_of(problem.first.hidden)
-    chunk = chunk_rows(n_rows, n_vocab, dtype.itemsize, place)
+    kind: int
+    mode: int
+    streams: list[int]
+
+    def names(self, problem: Problem) -> list[int]:
+        """The streams, or the planes, of the derivatives, in the order in which they are passed on."""
+        if self.mode == BY_HIDDEN:
+            return self.streams
+        return sorted({part.plane for part in parts_of(problem, self.kind) if part.stream in self.streams})
+
+
+def read_task(task: Sequence[int]) -> Task:
+    """`task` as the operator passes it on."""
+    return Task(task[0], task[1], list(task[2:]))
+
+
+def number(problem: Problem, kind: int) -> Tensor | None:
+    """KL(p ‖ softmax u), or lse u − lse r, [N] float64; None where the sweep in blocks is the better way."""
+    sources = problem.streams.items()
+    tensors = [t for _, source in sources for t in (source.hidden, *head_tensors(source))]
+    plain = all(source.softcap is None and source.lora is None for _, source in sources)
+    if problem.given_logits or problem.targets is not None or not plain or not expect_gradient(*tensors):
+        return None
+    # Whole rows read whole heads, so a cast of the heads must be small enough to hold.
+    heads = open_heads(problem, {P, Q, R}).values()
+    n_cast = sum({id(head.source.weight): head.cast_elements for head in heads}.values())
+    if n_cast * problem.dtype.itemsize > sizes.KEEP_BYTES:
+        return None
+    asking = [k for k, source in sources if expect_gradient(source.hidden, *head_tensors(source))]
+    task = Task(kind, BY_HIDDEN, asking)
+    if expect_gradient(*(t for _, source in sources for t in head_tensors(source))):
+        task = Task(kind, BY_LOGITS, asking)
+        n_logits = (len(task.names(problem)) + 1) * problem.n_rows * problem.n_vocab
+        if n_logits * problem.dtype.itemsize > sizes.KEEP_BYTES:
+            return None
+    return OPERATOR(problem, [kind, task.mode, *asking], 1)[0]
+
+
+def empty(problem: Problem, task: Sequence[int]) -> list[Tensor]:
+    """The number, [N] float64, and the derivatives that `task` asks for, without values."""
+    asked = read_task(task)
+    widths = [problem.n_vocab for _ in asked.names(problem)]
+    if asked.mode == BY_HIDDEN:
+        widths = [problem.streams[k].hidden.shape[1] for k in asked.streams]
+    hidden = next(iter(problem.streams.values())).hidden
+    derivatives = [hidden.new_empty((problem.n_rows, width), dtype=problem.dtype) for width in widths]
+    return [hidden.new_empty(problem.n_rows, dtype=torch.float64), *derivatives]
+
+
+def forward(problem: Problem, task: Sequence[int]) -> list[Tensor]:
+    """The number and the derivatives of `task`. Heads have no softcap and no lora."""
+    asked = read_task(task)
+    numbers, *derivatives = made = empty(problem, task)
+    named = dict(zip(asked.names(problem), derivatives, strict=True))
+    by_hidden, by_logits = (named if asked.mode == mode else {} for mode in (BY_HIDDEN, BY_LOGITS))
+    n_rows, n_vocab = problem.n_rows, problem.n_vocab
+    place = place_of(problem)
+    chunk = chunk_rows(n_rows, n_vocab, problem.dtype.itemsize, place)
     # The softmaxes of p and of u share one tile.
-    step = min(chunk, max(4, blocks.TILE_ELEMENTS[place] // 2 // n_vocab))
-    heads = open_heads(problem, 0, n_vocab)
-    parts = parts_of(problem, kind)
-    mixed = [part for part in parts if part.plane == 1]
-    want_u = 1 in logit_grads or any(part.stream in hidden_grads for part in mixed)
-    spare = torch.empty(2, chunk, n_vocab, dtype=dtype, device=device)
-    scratch = torch.empty(2, step, n_vocab, dtype=dtype, device=device)
-    numbers = torch.empty(n_rows, dtype=torch.float64, device=device)
+    step = min(chunk, max(4, sizes.TILE_ELEMENTS[place] // 2 // n_vocab))
+    heads = open_block(problem, slice(0, n_vocab))
+    parts = parts_of(problem, asked.kind)
+    first_plane, mixed = ([part for part in parts if part.plane == i] for i in range(2))
+    want_u = 1 in by_logits or any(part.stream in by_hidden for part in mixed)
+    spare = torch.empty(2, chunk, n_vocab, dtype=problem.dtype, device=problem.device)
+    scratch = torch.empty(2, step, n_vocab, dtype=problem.dtype, device=problem.device)
     for start in range(0, n_rows, chunk):
-        stop = min(start + chunk, n_rows)
-        rows = slice(start, stop)
-        planes = [logit_grads[i][rows] if i in logit_grads else spare[i, : stop - start] for i in range(2)]
-        _fill(planes[0], heads, [part for part in parts if part.plane == 0], rows)
-        _fill(planes[1], heads, mixed, rows)
-        for first in range(0, stop - start, step):
-            first_plane, u = planes[0][first : first + step], planes[1][first : first + step]
+        rows = slice(start, min(start + chunk, n_rows))
+        planes = [by_logits[i][rows] if i in by_logits else spare[i, : rows.stop - start] for i in range(2)]
+        _fill(planes[0], heads, first_plane, rows, place)
+        _fill(planes[1], heads, mixed, rows, place)
+        for first in range(0, rows.stop - start, step):
+            one, u = planes[0][first : first + step], planes[1][first : first + step]
             prob, prob_u = scratch[0, : u.shape[0]], scratch[1, : u.shape[0]]
-            if kind == KL:
-                value = tiles.kl_rows(first_plane, u, prob, prob_u, want_u=want_u)
+            if asked.kind == KL:
+                value = kl_rows(one, u, prob, prob_u, want_u=want_u)
             else:
-                value = tiles.log_ratio_rows(first_plane, u, prob)
+                value = log_ratio_rows(one, u, prob)
             numbers[start + first : start + first + u.shape[0]] = value
-        for stream, grad in hidden_grads.items():
-            own = [part for part in parts if part.stream == stream]
-            for k, part in enumerate(own):
+        for stream, grad in by_hidden.items():
+            for k, part in enumerate(part for part in parts if part.stream == stream):
                 alpha = part.share / heads[stream].source.temperature
                 weight = heads[stream].weight_block
-                product(grad[rows], planes[part.plane], weight, accumulate=k > 0, alpha=alpha)
-    return numbers
+                multiply(grad[rows], planes[part.plane], weight, fresh=k == 0, alpha=alpha)
+    return made
 
 
 def chunk_rows(n_rows: int, n_vocab: int, itemsize: int, place: str) -> int:
     """Tokens of a chunk: chunks of about one size, as few as the workspace and its share allow."""
-    most = max(1, min(n_rows, CHUNK_ROWS, PLANE_ELEMENTS[place] // n_vocab))
-    small = 2 * n_rows * n_vocab * itemsize <= blocks.KEEP_BYTES
-    n_chunks = max(1 if small else FEWEST_CHUNKS, -(-n_rows // most))
-    return max(1, min(most, -(-n_rows // (n_chunks * ROW_GROUP)) * ROW_GROUP))
+    most = max(1, min(n_rows, sizes.CHUNK_ROWS, sizes.PLANE_ELEMENTS[place] // n_vocab))
+    small = 2 * n_rows * n_vocab * itemsize <= sizes.KEEP_BYTES
+    n_chunks = max(1 if small else sizes.FEWEST_CHUNKS, -(-n_rows // most))
+    return max(1, min(most, -(-n_rows // (n_chunks * sizes.ROW_GROUP)) * sizes.ROW_GROUP))
 
 
-def open_heads(problem: Problem, start: int, stop: int) -> dict[int, Head]:
-    """The heads of `problem` by stream, with block [start, stop) open."""
-    heads = {k: Head(source, problem.dtype) for k, source in enumerate(problem.sources) if source is not None}
-    casts: dict[int, Tensor] = {}
+def open_block(problem: Problem, columns: slice) -> dict[int, Head]:
+    """The heads of `problem` by stream, with the block `columns` open."""
+    heads = open_heads(problem, {P, Q, R})
+    casts: dict[tuple[int, torch.dtype], Tensor] = {}
     for head in heads.values():
-        head.open_block(start, stop, casts)
+        head.open_block(columns, casts)
     return heads
 
 
-def _fill(plane: Tensor, heads: dict[int, Head], parts: list[Part], rows: slice) -> None:
+def _fill(plane: Tensor, heads: dict[int, Head], parts: list[Part], rows: slice, place: str) -> None:
     """plane = Σ share · logits over `parts`, in one product where their heads are the same."""
     terms = [
         (heads[part.stream], heads[part.stream].read_rows(rows).hidden, part.share, part.share)
@@ -116,44 +157,102 @@ def _fill(plane: Tensor, heads: dict[int, Head], parts: list[Part], rows: slice)
     if len(terms) == 2 and _same_head(terms[0][0], terms[1][0]):
         (head, hidden, share, _), (_, other_hidden, other_share, _) = terms
         terms = [(head, hidden * share + other_hidden * other_share, 1.0, share + other_share)]
-    n_vocab, place = plane.shape[1], blocks.place_of(plane)
+    n_vocab = plane.shape[1]
     # A CPU multiplies few rows faster by blocks of the head that stay in its cache.
-    width = blocks.BLOCK_COLUMNS[place] if place == "cpu" else n_vocab
+    width = sizes.BLOCK_COLUMNS[place] if place == "cpu" else n_vocab
     for start in range(0, n_vocab, width):
         columns = slice(start, min(start + width, n_vocab))
         for k, (head, hidden, share, bias_share) in enumerate(terms):
-            head.add_logits(hidden, share, bias_share, plane, columns, accumulate=k > 0)
+            head.add_logits(hidden, share, bias_share, plane, columns, fresh=k == 0)
 
 
 def _same_head(one: Head, other: Head) -> bool:
     """True where both heads are one linear map of the hidden states, taken in the dtype of the logits."""
     a, b = one.source, other.source
     same = a.weight is b.weight and a.bias is b.bias and a.temperature == b.temperature
-    return same and one.weight_block.dtype == one.dtype
+    return same and one.operand_dtype == other.operand_dtype == one.dtype
 
 
-def backward(
-    problem: Problem, kind: int, g: Tensor, logit_grads: dict[int, Tensor], wanted: list[Tensor]
+def backward(problem: Problem, task: Sequence[int], cotangents: Cotangents) -> list[Tensor]:
+    """The gradients that are asked for, from the derivatives that `forward` left."""
+    asked = read_task(task)
+    g, (_, *derivatives) = cotangents.g[0], cotangents.made
+    named = dict(zip(asked.names(problem), derivatives, strict=True))
+    if asked.mode == BY_LOGITS:
+        return _from_logits(problem, asked, g, named, cotangents.wanted)
+    column = g[:, None].to(problem.dtype)
+    sums = []
+    for k, derivative in named.items():
+        hidden = problem.streams[k].hidden
+        # A token without a cotangent may hold an infinity.
+        scaled = (derivative * column).masked_fill_(column == 0, 0.0)
+        sums.append((id(hidden), scaled.to(hidden.dtype)))
+    return collect(cotangents.wanted, sums)
+
+
+def _from_logits(
+    problem: Problem, asked: Task, g: Tensor, by_logits: dict[int, Tensor], wanted: list[Tensor]
 ) -> list[Tensor]:
-    """Gradients of `wanted` from the cotangent g [N] and the derivatives by the planes, [N, V] each."""
-    tiling = blocks.tiling_of(problem, g != 0)
+    tiling = tiling_of(problem, g != 0)
     sink = Gradients(wanted, problem.dtype)
-    parts = [part for part in parts_of(problem, kind) if part.plane in logit_grads]
-    streams = [k for k, source in enumerate(problem.sources) if source is not None and sink.wants(source)]
-    device = g.device
-    spare = torch.empty(2, tiling.chunk * tiling.block, dtype=problem.dtype, device=device)
-    for start, stop in tiling.blocks():
-        heads = open_heads(problem, start, stop)
-        for first, last, rows in tiling.chunks():
-            shape = (last - first, stop - start)
+    parts = [part for part in parts_of(problem, asked.kind) if part.plane in by_logits]
+    spare = torch.empty(2, tiling.chunk * tiling.block, dtype=problem.dtype, device=g.device)
+    for columns in tiling.blocks():
+        heads = open_block(problem, columns)
+        for chunk, rows in tiling.chunks():
+            shape = (chunk.stop - chunk.start, columns.stop - columns.start)
             dz, scratch = (flat[: shape[0] * shape[1]].view(shape) for flat in spare)
-            for stream in streams:
-                terms = [
-                    (logit_grads[part.plane][rows, start:stop], part.share * g[rows])
-                    for part in parts
-                    if part.stream == stream
-                ]
-                derivatives.weighted_sum(dz, terms)
-                heads[stream].backward(dz, None, heads[stream].read_rows(rows), rows, sink, scratch)
-        sink.close_block()
+            for k in sink.streams_of(problem):
+                own = [part for part in parts if part.stream == k]
+                terms = [(by_logits[part.plane][rows, columns], part.share * g[rows]) for part in own]
+                weighted_sum(dz, terms)
+                heads[k].backward(dz, None, heads[k].read_rows(rows), rows, sink, scratch)
+        sink.close_blocks()
     return sink.results()
+
+
+def softmax_into(out: Tensor, z: Tensor) -> Tensor:
+    """Writes softmax(z) over the tile's columns to `out`; returns log-sum-exp in float64, [n].
+
+    The largest probability is exp(0)/Σ, so the sum needs no pass of its own. A row of −inf alone gives −inf,
+    and NaN for probabilities.
+    """
+    top = z.amax(1)
+    torch.softmax(z, 1, out=out)
+    lse = top.double() - out.amax(1).double().log()
+    return lse.masked_fill_(torch.isneginf(top), float("-inf"))
+
+
+def is_finite(values: Tensor) -> bool:
+    """True where no value is infinite or NaN; one reduction."""
+    return bool(torch.isfinite(values.sum()))
+
+
+def kl_rows(p: Tensor, u: Tensor, prob: Tensor, prob_u: Tensor, *, want_u: bool) -> Tensor:
+    """KL(softmax p ‖ softmax u) of whole rows [n, V], [n] float64.
+
+    Leaves ∂KL/∂p in `p` and, where want_u, ∂KL/∂u in `u`; prob and prob_u are scratch.
+    """
+    lse_p, lse_u = softmax_into(prob, p), softmax_into(prob_u, u)
+    level = (lse_p - lse_u).to(p.dtype).nan_to_num(0.0, 0.0, 0.0)
+    p.sub_(u).sub_(level[:, None])
+    mean = torch.mul(p, prob, out=u).sum(1)
+    if not is_finite(mean):
+        p.masked_fill_(prob == 0, 0.0)
+        mean = torch.mul(p, prob, out=u).sum(1)
+    p.sub_(mean[:, None]).mul_(prob)
+    if want_u:
+        torch.sub(prob_u, prob, out=u)
+    return mean.double() + (level.double() - lse_p + lse_u)
+
+
+def log_ratio_rows(r: Tensor, u: Tensor, prob: Tensor) -> Tensor:
+    """lse u − lse r of whole rows [n, V], [n] float64. Leaves its derivatives in `r` and `u`."""
+    lse_r = softmax_into(prob, r)
+    torch.neg(prob, out=r)
+    lse_u = softmax_into(prob, u)
+    u.copy_(prob)
+    return lse_u - lse_r
+
+
+OPERATOR = make_operator("rowwise", Rule(forward, empty, backward))

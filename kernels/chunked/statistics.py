@@ -9,36 +9,37 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from etpo.kernels.chunked.rowwise import is_finite, softmax_into
 from etpo.kernels.plan import (
-    AT_P,
-    AT_Q,
-    AT_R,
+    AT,
     E_PP,
     E_PR,
     E_PU,
     E_Q,
     EXPECTATIONS,
+    LSE,
     LSE_P,
     LSE_Q,
     LSE_R,
     LSE_U,
+    NAMES,
+    P,
+    Q,
+    R,
+    U,
 )
-from etpo.kernels.streams import VocabStats
 
 # A row beside the statistics: 1 where some 0 · ∞ had to be taken as 0 by hand.
-MASKED = len(VocabStats._fields)
+MASKED = len(NAMES)
 ROWS = MASKED + 1
+# The expectations, and the plane that each takes its contrast with.
+CONTRASTS = ((E_PR, R), (E_PU, U), (E_PP, P), (E_Q, Q))
 # Logits up to about this size lose nothing by their level.
 COARSE = 64.0
 
 
-class Planes(NamedTuple):
-    """Logits of one tile, [n, m] each; None where nothing asks for them."""
-
-    p: Tensor | None
-    q: Tensor | None
-    r: Tensor | None
-    u: Tensor | None
+# Logits of one tile by plane, [n, m] each.
+Planes = dict[int, Tensor]
 
 
 class Scratch(NamedTuple):
@@ -49,31 +50,13 @@ class Scratch(NamedTuple):
     terms: Tensor
 
 
-def mix_into(out: Tensor, z_q: Tensor | None, z_r: Tensor | None, mix: tuple[float, float]) -> Tensor:
+def mix_into(out: Tensor, planes: Planes, mix: tuple[float, float]) -> Tensor:
     """u = a·z_r + b·z_q, written to `out`; a coefficient of 0 drops its stream, infinities included."""
-    terms = [(c, z) for c, z in zip(mix, (z_r, z_q), strict=True) if c != 0 and z is not None]
-    (coefficient, z), *rest = terms
-    torch.mul(z, coefficient, out=out)
-    for coefficient, z in rest:
-        out.add_(z, alpha=coefficient)
+    (coefficient, k), *rest = [(c, k) for c, k in zip(mix, (R, Q), strict=True) if c != 0]
+    torch.mul(planes[k], coefficient, out=out)
+    for coefficient, k in rest:
+        out.add_(planes[k], alpha=coefficient)
     return out
-
-
-def softmax_into(out: Tensor, z: Tensor) -> Tensor:
-    """Writes softmax(z) over the tile's columns to `out`; returns log-sum-exp in float64, [n].
-
-    The largest probability is exp(0)/Σ, so the sum needs no pass of its own. A row of −inf alone gives −inf,
-    and NaN for probabilities.
-    """
-    top = z.amax(1)
-    torch.softmax(z, 1, out=out)
-    lse = top.double() - out.amax(1).double().log()
-    return lse.masked_fill_(torch.isneginf(top), float("-inf"))
-
-
-def is_finite(values: Tensor) -> bool:
-    """True where no value is infinite or NaN; one reduction."""
-    return bool(torch.isfinite(values.sum()))
 
 
 def tile_statistics(
@@ -84,37 +67,33 @@ def tile_statistics(
     tokens: targets as columns of the tile, [n]; any integer where the target lies elsewhere. whole: True
     where the tile holds the whole vocabulary.
     """
-    some = next(z for z in planes if z is not None)
-    table = torch.zeros(ROWS, some.shape[0], dtype=torch.float64, device=some.device)
-    for field, z in ((LSE_Q, planes.q), (LSE_R, planes.r), (LSE_U, planes.u)):
-        if field in fields and z is not None:
-            table[field] = softmax_into(scratch.work, z)
-    if planes.p is not None and (LSE_P in fields or not fields.isdisjoint(EXPECTATIONS)):
-        lse_p = softmax_into(scratch.prob, planes.p)
-        table[LSE_P] = lse_p
+    table = torch.zeros(ROWS, scratch.prob.shape[0], dtype=torch.float64, device=scratch.prob.device)
+    for k in (Q, R, U):
+        if LSE[k] in fields:
+            table[LSE[k]] = softmax_into(scratch.work, planes[k])
+    if LSE_P in fields or not fields.isdisjoint(EXPECTATIONS):
+        table[LSE_P] = softmax_into(scratch.prob, planes[P])
         _expectations(table, planes, fields, scratch, masked=False)
         if not is_finite(table[E_PR : E_Q + 1]):
             _expectations(table, planes, fields, scratch, masked=True)
             table[MASKED] = 1.0
-    if tokens is not None:
-        for field, z in ((AT_P, planes.p), (AT_Q, planes.q), (AT_R, planes.r)):
-            if field in fields and z is not None:
-                table[field] = at_tokens(z, tokens, whole)
+    for k in (P, Q, R):
+        if AT[k] in fields and tokens is not None:
+            table[AT[k]] = at_tokens(planes[k], tokens, whole)
     return table
 
 
 def _expectations(table: Tensor, planes: Planes, fields: set[int], scratch: Scratch, *, masked: bool) -> None:
-    z_p, prob, work = planes.p, scratch.prob, scratch.work
-    assert z_p is not None
-    for field, other in ((E_PR, planes.r), (E_PU, planes.u), (E_PP, z_p), (E_Q, planes.q)):
-        if field not in fields or other is None:
+    z_p, prob, work = planes[P], scratch.prob, scratch.work
+    for field, k in CONTRASTS:
+        if field not in fields:
             continue
         # The sum runs around a level known from log-sum-exps: a large common level would cost it digits.
         level = _level(table, fields, field).to(z_p.dtype).nan_to_num(0.0, 0.0, 0.0)
         if field in (E_PR, E_PU):
-            torch.sub(z_p, other, out=work).sub_(level[:, None])
+            torch.sub(z_p, planes[k], out=work).sub_(level[:, None])
         else:
-            torch.sub(other, level[:, None], out=work)
+            torch.sub(planes[k], level[:, None], out=work)
         if masked:
             work.masked_fill_(prob == 0, 0.0)
         table[field] = work.mul_(prob).sum(1).double() + level
@@ -159,30 +138,3 @@ def merge(old: Tensor, new: Tensor) -> Tensor:
     # Columns that are masked throughout have no mean; beside others they count for nothing.
     out[E_PR : E_Q + 1] = merged.masked_fill_(torch.isneginf(lse_p), float("nan"))
     return out
-
-
-def kl_rows(p: Tensor, u: Tensor, prob: Tensor, prob_u: Tensor, *, want_u: bool) -> Tensor:
-    """KL(softmax p ‖ softmax u) of whole rows [n, V], [n] float64.
-
-    Leaves ∂KL/∂p in `p` and, where want_u, ∂KL/∂u in `u`; prob and prob_u are scratch.
-    """
-    lse_p, lse_u = softmax_into(prob, p), softmax_into(prob_u, u)
-    level = (lse_p - lse_u).to(p.dtype).nan_to_num(0.0, 0.0, 0.0)
-    p.sub_(u).sub_(level[:, None])
-    mean = torch.mul(p, prob, out=u).sum(1)
-    if not is_finite(mean):
-        p.masked_fill_(prob == 0, 0.0)
-        mean = torch.mul(p, prob, out=u).sum(1)
-    p.sub_(mean[:, None]).mul_(prob)
-    if want_u:
-        torch.sub(prob_u, prob, out=u)
-    return mean.double() + (level.double() - lse_p + lse_u)
-
-
-def log_ratio_rows(r: Tensor, u: Tensor, prob: Tensor) -> Tensor:
-    """lse u − lse r of whole rows [n, V], [n] float64. Leaves its derivatives in `r` and `u`."""
-    lse_r = softmax_into(prob, r)
-    torch.neg(prob, out=r)
-    lse_u = softmax_into(prob, u)
-    u.copy_(prob)
-    return lse_u - lse_r

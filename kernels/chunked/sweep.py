@@ -1,71 +1,35 @@
-"""The chunked sweep: vocabulary blocks outside, token chunks inside, every tile in one reused workspace.
+"""The sweep in blocks: vocabulary blocks outside, token chunks inside, every tile in one reused workspace."""
 
-A block of a head is cast to the dtype of the logits once a call; memory does not grow with the tokens.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from etpo.kernels.chunked import derivatives
-from etpo.kernels.chunked import statistics as tiles
-from etpo.kernels.chunked.derivatives import Cotangents
-from etpo.kernels.chunked.heads import Gradients, Head, InPlaceGradients, RowInputs, Rows
-from etpo.kernels.chunked.statistics import Planes, Scratch
-from etpo.kernels.plan import AT, P, Plan, Q, R, U, forward_planes, plan_backward
+from etpo.kernels.chunked import derivatives, sizes
+from etpo.kernels.chunked.derivatives import TileCotangents
+from etpo.kernels.chunked.heads import RowInputs, Tiling, open_heads, tiling_of
+from etpo.kernels.chunked.statistics import MASKED, ROWS, Planes, Scratch, merge, mix_into, tile_statistics
+from etpo.kernels.gradients import Gradients, Plan, Rows, plan_backward, planes_of
+from etpo.kernels.operators import Cotangents, Rule, expect_gradient, head_tensors, make_operator
+from etpo.kernels.plan import AT, INDEX, P, Q, U
 from etpo.kernels.streams import Problem
 
-# Large enough for the matrix products, small enough for a core's cache.
-TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
-BLOCK_COLUMNS = {"cpu": 1024, "cuda": 8192}
-# Logits stay from forward to backward where they, and one plane more to work on, are no larger: a workspace.
-KEEP_BYTES = 1 << 25
+
+def sweep(problem: Problem, fields: tuple[str, ...], *, in_place: bool = False) -> list[Tensor]:
+    """The named statistics of `problem`, each [N] float64. in_place: backward overwrites given logits."""
+    indices = [INDEX[name] for name in fields]
+    tensors = [t for source in problem.streams.values() for t in (source.hidden, *head_tensors(source))]
+    keep = False
+    if not problem.given_logits and expect_gradient(*tensors):
+        # The logits are kept for backward where they are few; given logits are there anyway.
+        n_logits = (len(_kept_streams(problem, indices)) + 1) * problem.n_rows * problem.n_vocab
+        keep = bool(n_logits * problem.dtype.itemsize <= sizes.KEEP_BYTES)
+    return OPERATOR(problem, [int(keep), *indices], len(fields), in_place=in_place)
 
 
-class Tiling(NamedTuple):
-    """How a sweep over n_rows tokens (all, or those listed in `swept`) is cut."""
-
-    n_rows: int
-    n_vocab: int
-    chunk: int
-    block: int
-    swept: Tensor | None
-
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        return ((v, min(v + self.block, self.n_vocab)) for v in range(0, self.n_vocab, self.block))
-
-    def chunks(self) -> Iterator[tuple[int, int, Rows]]:
-        """(start, stop) among the tokens swept, and the rows of the inputs that these are."""
-        for start in range(0, self.n_rows, self.chunk):
-            stop = min(start + self.chunk, self.n_rows)
-            yield start, stop, slice(start, stop) if self.swept is None else self.swept[start:stop]
-
-
-def place_of(tensor: Tensor) -> str:
-    """The key of `tensor`'s device in the tables of sizes."""
-    return "cpu" if tensor.device.type == "cpu" else "cuda"
-
-
-def tiling_of(problem: Problem, active: Tensor | None) -> Tiling:
-    """The tiling of `problem` over the rows where `active` [N] is True; None means all."""
-    first = problem.first
-    n_rows, n_vocab = first.hidden.shape[0], first.n_vocab
-    index = None
-    if active is not None and not bool(active.all()):
-        index = active.nonzero()[:, 0]
-        n_rows = index.shape[0]
-    kind = place_of(first.hidden)
-    # Given logits need no product, and their rows lie whole in memory.
-    block = n_vocab if first.weight is None else min(n_vocab, BLOCK_COLUMNS[kind])
-    chunk = max(1, min(n_rows, TILE_ELEMENTS[kind] // block))
-    return Tiling(n_rows, n_vocab, chunk, block, index)
-
-
-def real_rows(problem: Problem) -> Tensor | None:
-    """True for the tokens that count, [N]; None where all do."""
-    return None if problem.targets is None else problem.targets != problem.ignore_index
+def _kept_streams(problem: Problem, fields: Iterable[int]) -> list[int]:
+    return sorted(planes_of(problem, fields) - {U})
 
 
 class Kept(NamedTuple):
@@ -78,34 +42,31 @@ class Kept(NamedTuple):
     n_rows: int
     rows: Tensor | None
 
-    def block(self, stream: int, start: int, stop: int) -> Tensor:
-        flat = self.buffers[stream][start * self.n_rows : stop * self.n_rows]
-        return flat.view(self.n_rows, stop - start)
+    def block(self, stream: int, columns: slice) -> Tensor:
+        """The logits of one stream and block."""
+        flat = self.buffers[stream][columns.start * self.n_rows : columns.stop * self.n_rows]
+        return flat.view(self.n_rows, columns.stop - columns.start)
 
 
 class Tile(NamedTuple):
-    """Tokens [start, stop) of those swept, by one vocabulary block: what the heads read, and made of it."""
+    """Tokens `chunk` of those swept, by one vocabulary block: what the heads read, and made of it."""
 
-    start: int
-    stop: int
+    chunk: slice
     rows: Rows
     planes: Planes
-    inputs: list[RowInputs | None]
+    inputs: dict[int, RowInputs]
     tokens: Tensor | None
+    scratch: Scratch
 
 
 class Sweep:
-    """The tiles of a problem, with the logits of the streams of `planes` and the heads of `heads` open."""
+    """The tiles of a problem, with the logits of the streams of `planes` and the heads of `streams` open."""
 
-    def __init__(self, problem: Problem, tiling: Tiling, planes: set[int], heads: set[int]) -> None:
+    def __init__(self, problem: Problem, tiling: Tiling, planes: set[int], streams: set[int]) -> None:
         self.problem = problem
         self.tiling = tiling
         self.planes = planes
-        self.heads = {
-            k: Head(source, problem.dtype)
-            for k, source in enumerate(problem.sources)
-            if source is not None and k in heads
-        }
+        self.heads = open_heads(problem, streams)
         self.whole = tiling.block == tiling.n_vocab
         self.buffers: dict[str, Tensor] = {}
 
@@ -113,138 +74,145 @@ class Sweep:
         """A tile of the workspace, the same memory for the same name."""
         if name not in self.buffers:
             size = self.tiling.chunk * self.tiling.block
-            device = self.problem.first.hidden.device
-            self.buffers[name] = torch.empty(size, dtype=self.problem.dtype, device=device)
+            self.buffers[name] = torch.empty(size, dtype=self.problem.dtype, device=self.problem.device)
         return self.buffers[name][: shape[0] * shape[1]].view(shape)
 
-    def scratch(self, shape: tuple[int, int]) -> Scratch:
-        return Scratch(*(self.buffer(name, shape) for name in Scratch._fields))
-
-    def block_tiles(self, start: int, stop: int, kept: Kept, *, fill: bool) -> Iterator[Tile]:
-        """The tiles of block [start, stop). Streams in `kept` are written to it (fill) or read from it."""
-        casts: dict[int, Tensor] = {}
+    def block_tiles(self, columns: slice, kept: Kept, *, fill: bool) -> Iterator[Tile]:
+        """The tiles of one block. Streams in `kept` are written to it (fill) or read from it."""
+        casts: dict[tuple[int, torch.dtype], Tensor] = {}
         for head in self.heads.values():
-            head.open_block(start, stop, casts)
+            head.open_block(columns, casts)
         targets = self.problem.targets
-        for first, last, rows in self.tiling.chunks():
-            inputs = [self.heads[k].read_rows(rows) if k in self.heads else None for k in (P, Q, R)]
-            shape = (last - first, stop - start)
-            z: list[Tensor | None] = [None] * 4
+        for chunk, rows in self.tiling.chunks():
+            inputs = {k: head.read_rows(rows) for k, head in self.heads.items()}
+            shape = (chunk.stop - chunk.start, columns.stop - columns.start)
+            planes: Planes = {}
             for k in self.planes - {U}:
-                row_inputs = inputs[k]
-                assert row_inputs is not None
                 if k not in kept.buffers:
-                    z[k] = self.heads[k].logits(row_inputs, self.buffer(f"z{k}", shape))
+                    planes[k] = self.heads[k].logits(inputs[k], self.buffer(f"z{k}", shape))
                 elif fill:
-                    z[k] = self.heads[k].logits(row_inputs, kept.block(k, start, stop)[first:last])
+                    planes[k] = self.heads[k].logits(inputs[k], kept.block(k, columns)[chunk])
                 elif kept.rows is None:
-                    z[k] = kept.block(k, start, stop)[first:last]
+                    planes[k] = kept.block(k, columns)[chunk]
                 else:
                     out = self.buffer(f"z{k}", shape)
-                    z[k] = torch.index_select(kept.block(k, start, stop), 0, kept.rows[first:last], out=out)
+                    planes[k] = torch.index_select(kept.block(k, columns), 0, kept.rows[chunk], out=out)
             if U in self.planes:
-                z[U] = tiles.mix_into(self.buffer("zu", shape), z[Q], z[R], self.problem.mix)
-            tokens = None if targets is None else targets[rows] - start
-            yield Tile(first, last, rows, Planes(*z), inputs, tokens)
+                planes[U] = mix_into(self.buffer("zu", shape), planes, self.problem.mix)
+            tokens = None if targets is None else targets[rows] - columns.start
+            scratch = Scratch(*(self.buffer(name, shape) for name in Scratch._fields))
+            yield Tile(chunk, rows, planes, inputs, tokens, scratch)
 
 
-def forward(problem: Problem, fields: set[int], kept: dict[int, Tensor]) -> Tensor:
-    """The statistics `fields`, [ROWS, N] float64.
-
-    kept: flat buffers of N·V elements, by stream, that are filled with logits for `backward`.
-    """
-    tiling = tiling_of(problem, real_rows(problem))
-    hidden = problem.first.hidden
-    table = torch.zeros(tiles.ROWS, tiling.n_rows, dtype=torch.float64, device=hidden.device)
-    planes = forward_planes(fields, problem.mix)
-    sweep = Sweep(problem, tiling, planes, planes)
-    for start, stop in tiling.blocks():
-        for tile in sweep.block_tiles(start, stop, Kept(kept, tiling.n_rows, None), fill=True):
-            scratch = sweep.scratch((tile.stop - tile.start, stop - start))
-            part = tiles.tile_statistics(tile.planes, fields, tile.tokens, sweep.whole, scratch)
-            rows = slice(tile.start, tile.stop)
-            table[:, rows] = part if start == 0 else tiles.merge(table[:, rows], part)
-    if tiling.swept is None:
-        return table
-    full = torch.zeros(tiles.ROWS, hidden.shape[0], dtype=torch.float64, device=hidden.device)
-    return full.index_copy_(1, tiling.swept, table)
+def empty(problem: Problem, task: Sequence[int]) -> list[Tensor]:
+    """The statistics, the table that they stand in, and the logits to be kept, without values."""
+    keep, *fields = task
+    hidden = next(iter(problem.streams.values())).hidden
+    stats = [hidden.new_empty(problem.n_rows, dtype=torch.float64) for _ in fields]
+    n_kept = len(_kept_streams(problem, fields)) if keep else 0
+    size = problem.n_rows * problem.n_vocab
+    kept = [hidden.new_empty(size, dtype=problem.dtype) for _ in range(n_kept)]
+    return [*stats, hidden.new_empty((ROWS, problem.n_rows), dtype=torch.float64), *kept]
 
 
-def backward(
-    problem: Problem,
-    g: Tensor,
-    stats: Tensor,
-    kept: dict[int, Tensor],
-    wanted: list[Tensor],
-    *,
-    in_place: bool,
-) -> list[Tensor]:
-    """Gradients of `wanted`, from the cotangents g [ROWS, N] of the statistics that `forward` returned.
+def _real_rows(problem: Problem) -> Tensor | None:
+    """True for the tokens that count, [N]; None where all do."""
+    return None if problem.targets is None else problem.targets != problem.ignore_index
 
-    in_place: the gradients of given logits overwrite them, and nothing is returned.
-    """
-    sink: Gradients = (InPlaceGradients if in_place else Gradients)(wanted, problem.dtype)
-    real = real_rows(problem)
+
+def forward(problem: Problem, task: Sequence[int]) -> list[Tensor]:
+    """What `empty` lists: the statistics of `task`, their table [ROWS, N], and the logits that are kept."""
+    _, *asked = task
+    fields = set(asked)
+    kept = dict(zip(_kept_streams(problem, fields), empty(problem, task)[len(asked) + 1 :], strict=False))
+    tiling = tiling_of(problem, _real_rows(problem))
+    table = torch.zeros(ROWS, tiling.n_rows, dtype=torch.float64, device=problem.device)
+    planes = planes_of(problem, fields)
+    tiles = Sweep(problem, tiling, planes, planes)
+    for columns in tiling.blocks():
+        for tile in tiles.block_tiles(columns, Kept(kept, tiling.n_rows, None), fill=True):
+            part = tile_statistics(tile.planes, fields, tile.tokens, tiles.whole, tile.scratch)
+            old = table[:, tile.chunk]
+            table[:, tile.chunk] = part if columns.start == 0 else merge(old, part)
+    if tiling.swept is not None:
+        full = torch.zeros(ROWS, problem.n_rows, dtype=torch.float64, device=problem.device)
+        table = full.index_copy_(1, tiling.swept, table)
+    return [*(table[k].clone() for k in asked), table, *kept.values()]
+
+
+def backward(problem: Problem, task: Sequence[int], cotangents: Cotangents) -> list[Tensor]:
+    """The gradients that are asked for; the logits are read from what was kept, or made again."""
+    _, *asked = task
+    stats, *kept_list = cotangents.made[len(asked) :]
+    g = torch.zeros_like(stats)
+    for k, cotangent in cotangents.g.items():
+        g[asked[k]] += cotangent
+    sink = Gradients(cotangents.wanted, problem.dtype, in_place=cotangents.in_place)
+    real = _real_rows(problem)
     nonzero = g != 0
     active_rows = nonzero.any(0) if real is None else nonzero.any(0) & real
     active = {k for k, any_row in enumerate(nonzero.any(1).tolist()) if any_row}
     tiling = tiling_of(problem, active_rows)
-    streams = {k for k, source in enumerate(problem.sources) if source is not None and sink.wants(source)}
+    streams = sink.streams_of(problem)
     plan = plan_backward(problem, active, streams)
-    held = Kept(kept, g.shape[1], tiling.swept)
-    if kept and real is not None:
-        held = _held_rows(kept, real, tiling.swept)
-    if in_place:
-        _zero_unswept(problem, streams - plan.grads, streams & plan.grads, active_rows)
+    kept = _held_rows(
+        dict(zip(_kept_streams(problem, asked), kept_list, strict=False)), g.shape[1], real, tiling
+    )
+    if cotangents.in_place:
+        _zero_unswept(problem, streams, plan.grads, active_rows)
     if tiling.swept is not None:
         g, stats = g[:, tiling.swept], stats[:, tiling.swept]
-    masked = bool(stats[tiles.MASKED].any())
-    sweep = Sweep(problem, tiling, plan.planes, plan.planes | plan.grads)
-    for start, stop in tiling.blocks() if plan.grads else ():
-        for tile in sweep.block_tiles(start, stop, held, fill=False):
-            rows = slice(tile.start, tile.stop)
-            cot = Cotangents(g[:, rows], stats[:, rows], active, masked)
-            scratch = sweep.scratch((tile.stop - tile.start, stop - start))
-            for k, dz in _tile_gradients(sweep, tile, cot, plan, scratch):
-                row_inputs = tile.inputs[k]
-                assert row_inputs is not None
-                sweep.heads[k].backward(dz, tile.planes[k], row_inputs, tile.rows, sink, scratch.terms)
-        sink.close_block()
-    return [] if in_place else sink.results()
+    masked = bool(stats[MASKED].any())
+    tiles = Sweep(problem, tiling, plan.planes, plan.planes | plan.grads)
+    for columns in tiling.blocks() if plan.grads else ():
+        for tile in tiles.block_tiles(columns, kept, fill=False):
+            cot = TileCotangents(g[:, tile.chunk], stats[:, tile.chunk], active, masked)
+            for k, dz in _tile_gradients(tiles, tile, cot, plan):
+                z = tile.planes.get(k)
+                tiles.heads[k].backward(dz, z, tile.inputs[k], tile.rows, sink, tile.scratch.terms)
+        sink.close_blocks()
+    return [] if cotangents.in_place else sink.results()
 
 
 def _tile_gradients(
-    sweep: Sweep, tile: Tile, cot: Cotangents, plan: Plan, scratch: Scratch
+    tiles: Sweep, tile: Tile, cot: TileCotangents, plan: Plan
 ) -> Iterator[tuple[int, Tensor]]:
     """(stream, dz) of a tile. Each dz lasts until the next is asked for."""
-    a, b = sweep.problem.mix
-    n_rows, n_columns = scratch.prob.shape
-    prob_u = sweep.buffer("prob_u", (n_rows, n_columns)) if plan.prob_u else None
-    softmax = derivatives.softmaxes(tile.planes, cot, plan, scratch.prob, prob_u, sweep.whole)
+    a, b = tiles.problem.mix
+    scratch, whole = tile.scratch, tiles.whole
+    shape = (scratch.prob.shape[0], scratch.prob.shape[1])
+    prob_u = tiles.buffer("prob_u", shape) if plan.prob_u else scratch.prob
+    softmax = derivatives.softmaxes(tile.planes, cot, plan, scratch.prob, prob_u, whole)
     for k in sorted(plan.grads):
         if k == P:
             dz = derivatives.policy_gradient(tile.planes, cot, softmax, scratch)
         else:
             share = b if k == Q else a
-            dz = derivatives.other_gradient(k, share, tile.planes[k], cot, softmax, scratch, sweep.whole)
+            dz = derivatives.other_gradient(k, share, tile.planes, cot, softmax, scratch, whole)
         if AT[k] in cot.active and tile.tokens is not None:
-            derivatives.add_at_tokens(dz, cot.g[AT[k]], tile.tokens, sweep.whole)
+            derivatives.add_at_tokens(dz, cot.g[AT[k]], tile.tokens, whole)
         yield k, dz
 
 
-def _held_rows(kept: dict[int, Tensor], real: Tensor, index: Tensor | None) -> Kept:
-    """`kept`, which a forward over the rows `real` filled, as a backward over the rows `index` reads it."""
+def _held_rows(buffers: dict[int, Tensor], n_rows: int, real: Tensor | None, tiling: Tiling) -> Kept:
+    """Logits that a forward over the rows `real` filled, as a backward reads those of `tiling`."""
+    if not buffers or real is None:
+        return Kept(buffers, n_rows, tiling.swept)
     held = real.nonzero()[:, 0]
-    if index is None or index.shape == held.shape:
-        return Kept(kept, held.shape[0], None)
-    return Kept(kept, held.shape[0], torch.searchsorted(held, index))
+    if tiling.swept is None or tiling.swept.shape == held.shape:
+        return Kept(buffers, held.shape[0], None)
+    return Kept(buffers, held.shape[0], torch.searchsorted(held, tiling.swept))
 
 
-def _zero_unswept(problem: Problem, untouched: set[int], touched: set[int], active_rows: Tensor) -> None:
+def _zero_unswept(problem: Problem, streams: set[int], swept: set[int], active_rows: Tensor) -> None:
     """Zeros what a backward in place leaves of the logits: streams without a gradient, and dead rows."""
     dead = (~active_rows).nonzero()[:, 0]
-    for k, source in enumerate(problem.sources):
-        if source is not None and k in untouched:
-            source.hidden.zero_()
-        elif source is not None and k in touched:
-            source.hidden.index_fill_(0, dead, 0.0)
+    for k in streams:
+        logits = problem.streams[k].hidden
+        if k in swept:
+            logits.index_fill_(0, dead, 0.0)
+        else:
+            logits.zero_()
+
+
+OPERATOR = make_operator("sweep", Rule(forward, empty, backward))

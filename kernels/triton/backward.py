@@ -1,11 +1,32 @@
 """The sweep backward: one tile of logits made again, and its derivative from cotangents of statistics."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from etpo.kernels.triton.tile import Config, Operands, logits_tile, place, rounded
+from etpo.kernels.gradients import Factors, Gradients, Plan, collect, plan_backward
+from etpo.kernels.operators import Cotangents
+from etpo.kernels.plan import E_PR, E_Q, LSE, P, Q, R, U
+from etpo.kernels.streams import Problem, Source
+from etpo.kernels.triton import sizes
+from etpo.kernels.triton.tile import (
+    Config,
+    Launch,
+    Operands,
+    Target,
+    logits_tile,
+    named,
+    place,
+    prepare,
+    rounded,
+    run,
+    shape_of,
+    target_of,
+)
 
 
 class Derivative(NamedTuple):
@@ -29,7 +50,7 @@ def number(x, rows, inside):
 
 
 @triton.jit
-def less(z, value):
+def minus_rows(z, value):
     """z − value by row; value is float64 and may be large, so its rounding to float32 is taken off too."""
     high = value.to(tl.float32)
     low = (value - high.to(tl.float64)).to(tl.float32)
@@ -38,7 +59,7 @@ def less(z, value):
 
 @triton.jit
 def softmax(z, lse, rows, inside):
-    return tl.exp(less(z, number(lse, rows, inside)))
+    return tl.exp(minus_rows(z, number(lse, rows, inside)))
 
 
 @triton.jit
@@ -122,14 +143,14 @@ def gradient_kernel(
         if PROB:
             dz += (number(g.lse_p, rows, inside) + g_pr + g_pu).to(tl.float32)[:, None]
             if g.e_pr is not None:
-                dz += scaled(less(z_p - z_r, number(stats.e_pr, rows, inside)), g_pr)
+                dz += scaled(minus_rows(z_p - z_r, number(stats.e_pr, rows, inside)), g_pr)
             if g.e_pu is not None:
-                dz += scaled(less(z_p - u, number(stats.e_pu, rows, inside)), g_pu)
+                dz += scaled(minus_rows(z_p - u, number(stats.e_pu, rows, inside)), g_pu)
             if g.e_pp is not None:
                 mean = number(stats.e_pp, rows, inside) + number(stats.lse_p, rows, inside)
-                dz += scaled(less(z_p, mean), number(g.e_pp, rows, inside))
+                dz += scaled(minus_rows(z_p, mean), number(g.e_pp, rows, inside))
             if g.e_q is not None:
-                dz += scaled(less(z_q, number(stats.e_q, rows, inside)), g_q)
+                dz += scaled(minus_rows(z_q, number(stats.e_q, rows, inside)), g_q)
             dz = tl.where(prob == 0.0, 0.0, prob * dz)
         if g.at_p is not None:
             dz += tl.where(hit, number(g.at_p, rows, inside).to(tl.float32)[:, None], 0.0)
@@ -162,3 +183,157 @@ def gradient_kernel(
         if g.at_r is not None:
             dz += tl.where(hit, number(g.at_r, rows, inside).to(tl.float32)[:, None], 0.0)
         write_tile(out.r, out.stride_r, chained(dz, z_r, r), live, row_at, column_at, mask, INTERPRET)
+
+
+class Backward:
+    """The gradient kernel of one problem, from cotangents g and statistics by index, [N] float64 each."""
+
+    def __init__(
+        self, problem: Problem, g: dict[int, Tensor], stats: dict[int, Tensor], plan: Plan, target: Target
+    ) -> None:
+        self.problem = problem
+        self.grads = plan.grads
+        self.g, self.stats = named(g), named(stats)
+        self.flags = {"PROB": plan.prob, "PROB_U": plan.prob_u, "WITH_U": U in plan.planes}
+        own = plan.planes & {P}
+        for k, field in ((Q, E_Q), (R, E_PR)):
+            capped = k in problem.streams and problem.streams[k].softcap is not None
+            if (P in plan.grads and field in g) or (k in plan.grads and (LSE[k] in g or capped)):
+                own |= {k}
+        self.inputs = prepare(problem, "backward", plan.planes, own & plan.planes, plan.grads, target)
+
+    def launch(self, dz: dict[int, Tensor], rows: slice, columns: slice) -> Launch:
+        """Writes to dz, by stream, the derivative by the logits of `rows` and `columns`."""
+        inputs, tile = self.inputs, self.inputs.tile
+        strides = (dz[k].stride(0) if k in dz else 0 for k in (P, Q, R))
+        out = Derivative(*(dz.get(k) for k in (P, Q, R)), *strides)
+        n_blocks = triton.cdiv(rows.stop - rows.start, tile.block_n)
+        n_columns = triton.cdiv(columns.stop - columns.start, tile.block_v)
+        args = (*inputs.matrices, *inputs.parts, self.problem.targets, self.stats, self.g, out,
+                shape_of(self.problem, columns.stop), rows.start, rows.stop, columns.start,
+                self.problem.ignore_index)  # fmt: skip
+        return Launch(gradient_kernel, (n_blocks * n_columns,), args, self.flags | inputs.constants)
+
+
+class Pieces(NamedTuple):
+    """How a backward is cut: vocabulary blocks outside, token chunks inside."""
+
+    n_rows: int
+    n_vocab: int
+    chunk: int
+    block: int
+
+    def blocks(self) -> Iterator[slice]:
+        return (slice(v, min(v + self.block, self.n_vocab)) for v in range(0, self.n_vocab, self.block))
+
+    def chunks(self) -> Iterator[slice]:
+        return (slice(n, min(n + self.chunk, self.n_rows)) for n in range(0, self.n_rows, self.chunk))
+
+
+def pieces_of(problem: Problem, entry_bytes: int, tile: sizes.Tile, *, heads: bool) -> Pieces:
+    """Whole rows where no head is trained, so that ∂/∂hidden is one product; else few vocabulary blocks.
+
+    entry_bytes: of the derivatives at one token and one vocabulary entry.
+    """
+    n_rows, n_vocab = problem.n_rows, problem.n_vocab
+    elements = sizes.DZ_BYTES // entry_bytes
+    if not heads:
+        rows = max(tile.block_n, elements // n_vocab // tile.block_n * tile.block_n)
+        return Pieces(n_rows, n_vocab, min(n_rows, rows), n_vocab)
+    rows = min(n_rows, sizes.DZ_ROWS)
+    columns = max(tile.block_v, elements // rows // tile.block_v * tile.block_v)
+    return Pieces(n_rows, n_vocab, rows, min(n_vocab, columns))
+
+
+def dz_dtype(sources: Iterable[Source]) -> torch.dtype:
+    """bf16 has the range of float32, so bf16 matrices get it; float16 would lose what is small.
+
+    A float32 matrix beside them keeps its precision; `multiply` rounds what meets a bf16 matrix.
+    """
+    matrices = [m for source in sources for m in (source.hidden, source.weight) if m is not None]
+    return torch.bfloat16 if {m.dtype for m in matrices} == {torch.bfloat16} else torch.float32
+
+
+def backward(problem: Problem, fields: Sequence[int], cotangents: Cotangents) -> list[Tensor]:
+    """The gradients that are asked for, from the statistics `fields` that `forward` returned."""
+    g = {fields[k]: x.contiguous() for k, x in cotangents.g.items()}
+    stats = dict(zip(fields, cotangents.made, strict=True))
+    sink = Gradients(cotangents.wanted, torch.float32)
+    plan = plan_backward(problem, set(g), sink.streams_of(problem))
+    kernel = Backward(problem, g, stats, plan, target_of(problem.device))
+    if problem.given_logits:
+        return _logits_backward(kernel, cotangents)
+    if not plan.grads or problem.n_rows == 0:
+        return sink.results()
+    sources = {k: source for k, source in problem.streams.items() if k in plan.grads}
+    heads = sink.heads_ask(sources.values())
+    live = live_rows(problem, g) if heads else None
+    dtype = dz_dtype(sources.values())
+    pieces = pieces_of(problem, len(sources) * dtype.itemsize, kernel.inputs.tile, heads=heads)
+    sink.whole_rows = pieces.block == pieces.n_vocab
+    # Rows of a multiple of 128 bytes keep the matrix products on their fast path.
+    shape = (len(sources), pieces.chunk, triton.cdiv(pieces.block, 64) * 64)
+    space = torch.empty(shape, dtype=dtype, device=problem.device)
+    for columns in pieces.blocks():
+        for rows in pieces.chunks():
+            n, m = rows.stop - rows.start, columns.stop - columns.start
+            dz = {k: space[i, :n, :m] for i, k in enumerate(sources)}
+            run([kernel.launch(dz, rows, columns)], problem.device)
+            for k, tile in dz.items():
+                sink.add(sources[k], tile, rows, columns, factors_of(sources[k], sink, rows, columns, live))
+            sink.close_rows()
+        sink.close_blocks()
+    return sink.results()
+
+
+def factors_of(source: Source, sink: Gradients, rows: slice, columns: slice, live: Tensor | None) -> Factors:
+    """What the derivative by the products of `rows` and `columns` is multiplied with.
+
+    live: the rows that count, [N]: not even a NaN of the others may reach a head. None if no head asks.
+    """
+    assert source.weight is not None
+    hidden = source.hidden[rows]
+    if live is not None:
+        hidden = hidden.masked_fill(~live[rows, None], 0.0)
+    factors = Factors(hidden, source.weight[columns])
+    if source.lora is None:
+        return factors
+    a, b, _ = source.lora
+    low = hidden.float() @ a.float().T if sink.ask(b) else None
+    return factors._replace(low=low, a=a, b=b[columns])
+
+
+def live_rows(problem: Problem, g: dict[int, Tensor]) -> Tensor:
+    """True for the tokens that count and have a cotangent, [N]."""
+    live = torch.stack(list(g.values())).ne(0).any(0)
+    return live if problem.targets is None else live & (problem.targets != problem.ignore_index)
+
+
+def _logits_backward(kernel: Backward, cotangents: Cotangents) -> list[Tensor]:
+    """The gradients of given logits: the kernel writes them, and the matrix products fall away."""
+    problem, wanted = kernel.problem, cotangents.wanted
+    outs = {id(z): z if cotangents.in_place else torch.empty(z.shape, dtype=z.dtype, device=z.device)
+            for z in wanted}  # fmt: skip
+    uses = [id(source.hidden) for source in problem.streams.values()]
+    dz: dict[int, Tensor] = {}
+    sums: list[tuple[int, Tensor]] = []
+    for k in sorted(kernel.grads):
+        logits = problem.streams[k].hidden
+        out = outs[id(logits)]
+        if uses.count(id(logits)) > 1 or out.stride(1) != 1:
+            # The kernel stores rows whose columns lie next to each other, and each stream on its own.
+            out = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+            sums.append((id(logits), out))
+        dz[k] = out
+    if dz and problem.n_rows:
+        run([kernel.launch(dz, slice(0, problem.n_rows), slice(0, problem.n_vocab))], problem.device)
+    written = {id(out) for out in dz.values()}
+    for logits, total in zip(wanted, collect(wanted, sums), strict=True):
+        if id(outs[id(logits)]) not in written:
+            outs[id(logits)].copy_(total)
+    if not cotangents.in_place:
+        return list(outs.values())
+    # A kernel writes unseen by autograd, which has to refuse whoever still needs these logits.
+    for logits in wanted:
+        torch.autograd.graph.increment_version(logits)
+    return []

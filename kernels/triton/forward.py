@@ -5,12 +5,31 @@ s = Σ exp(z_p − m_p)·contrast, where a contrast is taken between logits less
 share costs no digits. The merge runs over the splits in order, in float64.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from etpo.kernels.triton.tile import Config, Operands, logits_tile, place
+from etpo.kernels.gradients import planes_of
+from etpo.kernels.plan import E_PP, E_PR, E_PU, E_Q, LSE, NAMES, READS, U
+from etpo.kernels.streams import Problem
+from etpo.kernels.triton import sizes
+from etpo.kernels.triton.tile import (
+    Config,
+    Launch,
+    Operands,
+    Target,
+    logits_tile,
+    named,
+    place,
+    prepare,
+    run,
+    shape_of,
+    target_of,
+)
 
 MINUS_INF = tl.constexpr(float("-inf"))
 
@@ -48,7 +67,7 @@ def scale(m, new_m):
 
 
 @triton.jit
-def moved(s, total, shift, alpha):
+def rescale_sum(s, total, shift, alpha):
     """A sum of contrasts after its level has moved by `shift` and its weights by `alpha`; 0 · ∞ = 0."""
     return tl.where(alpha == 0.0, 0.0, alpha * (s + total * shift))
 
@@ -60,7 +79,7 @@ def weighted(prob, contrast):
 
 
 @triton.jit
-def grown(total, m, new_m, z):
+def add_exp_sum(total, m, new_m, z):
     """Σ exp(z − m) with the columns z."""
     return total * scale(m, new_m) + tl.sum(tl.exp(z - level(new_m)[:, None]), 1)
 
@@ -123,11 +142,11 @@ def sweep_kernel(
         if out.m_u is not None:
             new_u = tl.maximum(m_u, tl.max(u, 1))
         if out.l_q is not None:
-            l_q = grown(l_q, m_q, new_q, z_q)
+            l_q = add_exp_sum(l_q, m_q, new_q, z_q)
         if out.l_r is not None:
-            l_r = grown(l_r, m_r, new_r, z_r)
+            l_r = add_exp_sum(l_r, m_r, new_r, z_r)
         if out.l_u is not None:
-            l_u = grown(l_u, m_u, new_u, u)
+            l_u = add_exp_sum(l_u, m_u, new_u, u)
         if out.m_p is not None:
             new_p = tl.maximum(m_p, tl.max(z_p, 1))
             alpha = scale(m_p, new_p)
@@ -135,18 +154,18 @@ def sweep_kernel(
             high = z_p - level(new_p)[:, None]
             prob = tl.exp(high)
             if out.s_pp is not None:
-                s_pp = moved(s_pp, l_p, shift, alpha) + weighted(prob, high)
+                s_pp = rescale_sum(s_pp, l_p, shift, alpha) + weighted(prob, high)
             if out.s_pr is not None:
                 other = level(m_r) - level(new_r)
                 contrast = high - (z_r - level(new_r)[:, None])
-                s_pr = moved(s_pr, l_p, shift - other, alpha) + weighted(prob, contrast)
+                s_pr = rescale_sum(s_pr, l_p, shift - other, alpha) + weighted(prob, contrast)
             if out.s_pu is not None:
                 other = level(m_u) - level(new_u)
                 contrast = high - (u - level(new_u)[:, None])
-                s_pu = moved(s_pu, l_p, shift - other, alpha) + weighted(prob, contrast)
+                s_pu = rescale_sum(s_pu, l_p, shift - other, alpha) + weighted(prob, contrast)
             if out.s_q is not None:
                 other = level(m_q) - level(new_q)
-                s_q = moved(s_q, l_p, other, alpha) + weighted(prob, z_q - level(new_q)[:, None])
+                s_q = rescale_sum(s_q, l_p, other, alpha) + weighted(prob, z_q - level(new_q)[:, None])
             l_p = l_p * alpha + tl.sum(prob, 1)
             m_p = new_p
         m_q, m_r, m_u = new_q, new_r, new_u
@@ -225,10 +244,12 @@ def merge_kernel(part, targets, out, n_rows, n_splits, ignore_index, BLOCK: tl.c
         q, q_k = level(m_q) - level(new_q), level(mk_q) - level(new_q)
         r, r_k = level(m_r) - level(new_r), level(mk_r) - level(new_r)
         u, u_k = level(m_u) - level(new_u), level(mk_u) - level(new_u)
-        s_pp = moved(s_pp, l_p, p, old) + moved(read(part.s_pp, k, rows, n_rows), lk_p, p_k, new)
-        s_pr = moved(s_pr, l_p, p - r, old) + moved(read(part.s_pr, k, rows, n_rows), lk_p, p_k - r_k, new)
-        s_pu = moved(s_pu, l_p, p - u, old) + moved(read(part.s_pu, k, rows, n_rows), lk_p, p_k - u_k, new)
-        s_q = moved(s_q, l_p, q, old) + moved(read(part.s_q, k, rows, n_rows), lk_p, q_k, new)
+        add_pp, add_pr = read(part.s_pp, k, rows, n_rows), read(part.s_pr, k, rows, n_rows)
+        add_pu, add_q = read(part.s_pu, k, rows, n_rows), read(part.s_q, k, rows, n_rows)
+        s_pp = rescale_sum(s_pp, l_p, p, old) + rescale_sum(add_pp, lk_p, p_k, new)
+        s_pr = rescale_sum(s_pr, l_p, p - r, old) + rescale_sum(add_pr, lk_p, p_k - r_k, new)
+        s_pu = rescale_sum(s_pu, l_p, p - u, old) + rescale_sum(add_pu, lk_p, p_k - u_k, new)
+        s_q = rescale_sum(s_q, l_p, q, old) + rescale_sum(add_q, lk_p, q_k, new)
         at_p += read(part.at_p, k, rows, n_rows)
         at_q += read(part.at_q, k, rows, n_rows)
         at_r += read(part.at_r, k, rows, n_rows)
@@ -244,3 +265,49 @@ def merge_kernel(part, targets, out, n_rows, n_splits, ignore_index, BLOCK: tl.c
     write(out.at_p, rows, at_p, live, n_rows)
     write(out.at_q, rows, at_q, live, n_rows)
     write(out.at_r, rows, at_r, live, n_rows)
+
+
+def forward_launches(problem: Problem, outs: dict[int, Tensor], target: Target) -> list[Launch]:
+    """The sweep and the merge that write the statistics `outs`, by index, [N ≥ 1] float64 each."""
+    n_rows, n_vocab = problem.n_rows, problem.n_vocab
+    planes = planes_of(problem, outs)
+    own: set[int] = set().union(*(READS[k] for k in outs)) - {U}
+    inputs = prepare(problem, "forward", planes, own, set(), target)
+    n_blocks, n_columns = triton.cdiv(n_rows, inputs.tile.block_n), triton.cdiv(n_vocab, inputs.tile.block_v)
+    n_splits = min(n_columns, triton.cdiv(sizes.WAVES * target.n_processors, n_blocks))
+    n_steps = triton.cdiv(n_columns, n_splits)
+    n_splits = triton.cdiv(n_columns, n_steps)
+    slots = slots_of(set(outs))
+    space = torch.empty(len(slots), n_splits, n_rows, dtype=torch.float32, device=problem.device)
+    partial = Partial(**dict(zip(slots, space, strict=True)))
+    sweep_args = (*inputs.matrices, *inputs.parts, problem.targets, partial, shape_of(problem, n_vocab),
+                  n_splits, n_steps, problem.ignore_index)  # fmt: skip
+    merge_args = (partial, problem.targets, named(outs), n_rows, n_splits, problem.ignore_index)
+    merge_options = sizes.COMPILER | {"BLOCK": sizes.MERGE_ROWS, "num_warps": 4}
+    return [
+        Launch(sweep_kernel, (n_blocks * n_splits,), sweep_args, inputs.constants),
+        Launch(merge_kernel, (triton.cdiv(n_rows, sizes.MERGE_ROWS),), merge_args, merge_options),
+    ]
+
+
+def slots_of(fields: set[int]) -> list[str]:
+    """The partial numbers that the statistics `fields` are merged from."""
+    slots = set()
+    sums = {E_PR: ("s_pr", "r"), E_PU: ("s_pu", "u"), E_PP: ("s_pp", "p"), E_Q: ("s_q", "q")}
+    for k in fields:
+        if k in sums:
+            name, other = sums[k]
+            slots |= {name, "m_p", "l_p", f"m_{other}"}
+        elif k in LSE:
+            slots |= {f"m_{NAMES[k][-1]}", f"l_{NAMES[k][-1]}"}
+        else:
+            slots.add(NAMES[k])
+    return [name for name in Partial._fields if name in slots]
+
+
+def forward(problem: Problem, fields: Sequence[int]) -> list[Tensor]:
+    """The statistics `fields`, [N] float64 each."""
+    outs = {k: torch.empty(problem.n_rows, dtype=torch.float64, device=problem.device) for k in fields}
+    if problem.n_rows:
+        run(forward_launches(problem, outs, target_of(problem.device)), problem.device)
+    return [outs[k] for k in fields]

@@ -3,17 +3,22 @@
 Imports triton, so it is itself imported at first use only.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from etpo.kernels.triton import sizes as config
-from etpo.kernels.triton.launch import INTERPRET, Launch, dense, run
-from etpo.kernels.triton.tile import rounded
+from etpo.kernels.chunked.gather import operands
+from etpo.kernels.gradients import collect
+from etpo.kernels.operators import Cotangents
+from etpo.kernels.streams import Problem
+from etpo.kernels.triton import sizes
+from etpo.kernels.triton.tile import INTERPRET, Launch, dense, rounded, run
 
-COLUMNS = config.GATHER_COLUMNS
-OPTIONS = config.COMPILER | {"BLOCK": COLUMNS, "INTERPRET": INTERPRET, "num_warps": 4}
+COLUMNS = sizes.GATHER_COLUMNS
+OPTIONS = sizes.COMPILER | {"BLOCK": COLUMNS, "INTERPRET": INTERPRET, "num_warps": 4}
 
 
 @triton.jit
@@ -99,7 +104,7 @@ def forward_launch(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets:
     """Writes h·W_w + bias_w to out, [N] float32."""
     args = (hidden, weight, None if bias is None else bias.contiguous(), targets, out, hidden.stride(0),
             weight.stride(0), hidden.shape[1], ignore_index)  # fmt: skip
-    options = config.COMPILER | {"BLOCK": COLUMNS, "num_warps": 4}
+    options = sizes.COMPILER | {"BLOCK": COLUMNS, "num_warps": 4}
     return Launch(gather_kernel, (out.shape[0],), args, options)
 
 
@@ -129,37 +134,30 @@ def launches(hidden: Tensor, weight: Tensor, targets: Tensor, g: Tensor) -> list
     ]
 
 
-def forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int
-) -> Tensor:
-    """h·W_w + bias_w, [N] float32."""
-    out = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
-    if hidden.shape[0]:
-        run([forward_launch(dense(hidden), dense(weight), bias, targets, ignore_index, out)], hidden)
-    return out
+def forward(problem: Problem, task: Sequence[int]) -> list[Tensor]:
+    """h·W_w + bias_w at the targets, [N] float32."""
+    hidden, weight, bias, targets = operands(problem)
+    out = torch.empty(problem.n_rows, dtype=torch.float32, device=problem.device)
+    if problem.n_rows:
+        launch = forward_launch(dense(hidden), dense(weight), bias, targets, problem.ignore_index, out)
+        run([launch], problem.device)
+    return [out]
 
 
-def backward(
-    g: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    ignore_index: int,
-    needs: list[bool],
-) -> list[Tensor]:
-    """Gradients of hidden, weight and bias, as far as `needs` asks."""
-    g = g.contiguous()
-    d_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=g.device) if needs[0] else None
-    d_weight = torch.zeros(weight.shape, dtype=weight.dtype, device=g.device) if needs[1] else None
-    d_bias = None
-    if needs[2] and bias is not None:
-        d_bias = torch.zeros(bias.shape, dtype=bias.dtype, device=g.device)
+def backward(problem: Problem, task: Sequence[int], cotangents: Cotangents) -> list[Tensor]:
+    """The gradients that are asked for."""
+    hidden, weight, bias, targets = operands(problem)
+    g, ids = cotangents.g[0].contiguous(), {id(tensor) for tensor in cotangents.wanted}
+    d_hidden, d_weight, d_bias = (
+        torch.zeros(x.shape, dtype=x.dtype, device=g.device) if x is not None and id(x) in ids else None
+        for x in (hidden, weight, bias)
+    )
     todo = []
     if d_hidden is not None:
-        todo.append(hidden_launch(dense(weight), targets, g, d_hidden, ignore_index))
+        todo.append(hidden_launch(dense(weight), targets, g, d_hidden, problem.ignore_index))
     if d_weight is not None or d_bias is not None:
-        todo.append(head_launch(dense(hidden), g, targets, d_weight, d_bias, ignore_index))
-    if hidden.shape[0]:
-        run(todo, hidden)
-    return [x for x in (d_hidden, d_weight, d_bias) if x is not None]
+        todo.append(head_launch(dense(hidden), g, targets, d_weight, d_bias, problem.ignore_index))
+    if problem.n_rows:
+        run(todo, problem.device)
+    parts = ((hidden, d_hidden), (weight, d_weight), (bias, d_bias))
+    return collect(cotangents.wanted, [(id(x), total) for x, total in parts if total is not None])

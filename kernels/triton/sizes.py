@@ -43,6 +43,9 @@ TILES = {
 FLOAT32 = Tile(64, 64, 16, 8, 2)
 # Given logits: whole rows are read once, in order.
 LOGITS = Tile(1, 2048, 1, 8, 1)
+# Below it, bf16 has no matrix units.
+CAPABILITY = (8, 0)
+
 # In the interpreter a tile costs some hundred microseconds whatever its size.
 INTERPRETED = Tile(16, 32, 16, 1, 1)
 # The row of TILES that the interpreter goes by: pointers, or tensor descriptors.
@@ -63,12 +66,3 @@ DZ_ROWS = 8192
 # Tokens of a program that merges or gathers, and hidden entries of one step.
 MERGE_ROWS = 128
 GATHER_COLUMNS = 512
-
-
-def sweep_tile(chip: str, n_live: int, *, float32: bool, logits: bool, interpreted: bool) -> Tile:
-    """The tile of a sweep whose kernel holds n_live tiles of logits; chip is a key of TILES."""
-    if interpreted:
-        return INTERPRETED
-    if logits:
-        return LOGITS
-    return FLOAT32 if float32 else TILES[chip][n_live]

@@ -1,14 +1,27 @@
-"""Device functions that all sweeps share: the logits of one tile, in registers, as float32.
+"""What all sweeps share: the logits of one tile, in registers, as float32; and what a launch of it takes.
 
 Beside its numbers (`Part`) a stream has two matrices: hidden [N, D] and weight [V, D], or logits [N, V] and
 None; pointers, or tensor descriptors where MAPS. A stream that is not read is None throughout; ask its
 matrix, not its tuple, whether it is (Triton 3.6 compares no tuple that holds a None).
 """
 
+import os
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from etpo.kernels.plan import NAMES, P, Q, R, U
+from etpo.kernels.streams import Problem, Source, VocabStats
+from etpo.kernels.triton import sizes
+
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+# The tiles of Hopper and Blackwell take the shared memory of a data-centre chip, in bytes.
+LARGE_SHARED = 200 * 1024
 
 # How the streams share heads; a head that is shared is read once.
 OWN_HEADS, SHARED_PQ, SHARED_PR, SHARED_QR, SHARED_PQR = (tl.constexpr(k) for k in range(5))
@@ -225,3 +238,173 @@ def mixed(z_q, z_r, shape, column, cfg, WITH_U: tl.constexpr):
         return without_tail(shape.mix_r * z_r, shape, column, cfg)
     else:
         return without_tail(shape.mix_r * z_r + shape.mix_q * z_q, shape, column, cfg)
+
+
+class Target(NamedTuple):
+    """What a launch has to know of a chip: its key in sizes.TILES, and its number of multiprocessors."""
+
+    chip: str
+    n_processors: int
+
+
+def target_of(device: torch.device) -> Target:
+    """The chip of `device`; in the interpreter a made-up one."""
+    if device.type != "cuda":
+        return Target(sizes.CHIP_INTERPRETED, 1)
+    properties = torch.cuda.get_device_properties(device)
+    shared_bytes = getattr(properties, "shared_memory_per_block_optin", 0)
+    return Target(chip_of(properties.major, shared_bytes), properties.multi_processor_count)
+
+
+def chip_of(major: int, shared_bytes: int) -> str:
+    """The key in sizes.TILES of a chip of compute capability `major`."""
+    if major < 9 or shared_bytes < LARGE_SHARED:
+        return "pointers"
+    return "hopper" if major == 9 else "blackwell"
+
+
+class Launch(NamedTuple):
+    """One call of a kernel."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+def run(launches: list[Launch], device: torch.device) -> None:
+    """Runs the launches on `device`."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        for launch in launches:
+            launch.kernel[launch.grid](*launch.args, **launch.options)
+
+
+class Inputs(NamedTuple):
+    """A problem as the kernels take it: six matrices, three parts, and the constants of both."""
+
+    matrices: tuple[Any, ...]
+    parts: tuple[Part | None, ...]
+    tile: sizes.Tile
+    constants: dict[str, Any]
+
+
+def prepare(
+    problem: Problem, kind: str, planes: set[int], own: set[int], numbers_of: set[int], target: Target
+) -> Inputs:
+    """The inputs of a "forward" or "backward" kernel that makes the logits of `planes`.
+
+    own: the planes that it reads other than to mix u; numbers_of: further streams of which it reads the
+    numbers alone.
+    """
+    # One float32 matrix is enough to want the tiles of float32.
+    matrices = [m for s in problem.streams.values() for m in (s.hidden, s.weight) if m is not None]
+    float32 = any(matrix.dtype == torch.float32 for matrix in matrices)
+    share = share_of(problem, planes)
+    operands: list[Any] = [None] * 6
+    parts: list[Part | None] = [None] * 3
+    for k, source in problem.streams.items():
+        h = w = None
+        if k in planes:
+            h = dense(source.hidden)
+            w = None if source.weight is None else dense(source.weight)
+            operands[2 * k : 2 * k + 2] = h, w
+        if k in planes or k in numbers_of:
+            parts[k] = part_of(source, h, w)
+    aligned = all(m is None or fits_maps(m) for m in operands)
+    chip = target.chip if aligned and not problem.given_logits and not float32 else "pointers"
+    maps = chip != "pointers"
+    live = n_live(kind, planes, own, share)
+    if any(part is not None and (part.low is not None or part.cap is not None) for part in parts):
+        # A low-rank product or a tanh needs registers of its own,
+        live = min(4, live + 1)
+    if not aligned:
+        # and a matrix that is read entry by entry more of them.
+        live = min(4, live + 2)
+    tile = sweep_tile(chip, live, float32=float32, logits=problem.given_logits)
+    if maps:
+        for i, matrix in enumerate(operands):
+            if matrix is not None:
+                block = [tile.block_n if i % 2 == 0 else tile.block_v, tile.block_d]
+                operands[i] = TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), block)
+    constants: dict[str, Any] = {
+        "SHARE": share,
+        "MAPS": maps,
+        "INTERPRET": INTERPRET,
+        "GROUP": sizes.GROUP_N,
+    }
+    constants |= {"BLOCK_N": tile.block_n, "BLOCK_V": tile.block_v, "BLOCK_D": tile.block_d}
+    constants |= {"num_warps": tile.num_warps, "num_stages": tile.num_stages} | sizes.SWEEP_COMPILER
+    return Inputs(tuple(operands), tuple(parts), tile, constants)
+
+
+def share_of(problem: Problem, planes: set[int]) -> int:
+    """Which of the streams in `planes` share their head."""
+    p, q, r = (problem.streams[k].weight if k in planes else None for k in (P, Q, R))
+    pq, pr, qr = p is not None and p is q, p is not None and p is r, q is not None and q is r
+    if pq and pr:
+        return int(SHARED_PQR.value)
+    shares = ((pq, SHARED_PQ), (pr, SHARED_PR), (qr, SHARED_QR))
+    return int(next((share for same, share in shares if same), OWN_HEADS).value)
+
+
+def n_live(kind: str, planes: set[int], own: set[int], share: int) -> int:
+    """Float32 tiles that a kernel holds at once, 1 to 4."""
+    # A head shared with the policy is read with the policy, so u is not mixed before.
+    late = share in (SHARED_PQ.value, SHARED_PR.value, SHARED_PQR.value)
+    together = planes - {U} if late else planes & {Q, R}
+    # Backward then needs registers for a derivative beside those tiles.
+    n_together = len(together) + (late and kind == "backward")
+    return max(1, min(4, max(len(own | (planes & {U})), n_together)))
+
+
+def dense(matrix: Tensor) -> Tensor:
+    """`matrix` with its columns next to each other."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+
+
+def fits_maps(matrix: Tensor) -> bool:
+    """True where a tensor descriptor can describe `matrix`."""
+    row_bytes = matrix.stride(0) * matrix.element_size()
+    return matrix.data_ptr() % 16 == 0 and row_bytes % 16 == 0 and row_bytes > 0
+
+
+def part_of(source: Source, h: Tensor | None, w: Tensor | None) -> Part:
+    """The numbers of a stream; h and w are None where its logits are not made."""
+    low = low_b = None
+    if source.lora is not None and h is not None and source.lora[0].shape[0]:
+        a, b, scale = source.lora
+        # In pieces: a float32 copy of all hidden states would grow with the tokens.
+        pieces = [h_rows.float() @ a.float().T for h_rows in torch.split(source.hidden, sizes.DZ_ROWS)]
+        low = torch.cat(pieces).mul_(scale)
+        low_b = b.contiguous()
+    return Part(
+        bias=None if source.bias is None else source.bias.contiguous(),
+        low=low,
+        low_b=low_b,
+        stride_h=0 if h is None else h.stride(0),
+        stride_w=0 if w is None else w.stride(0),
+        n_d=0 if source.weight is None else source.weight.shape[1],
+        n_rank=0 if low_b is None else low_b.shape[1],
+        slope=1.0 / source.temperature,
+        cap=source.softcap,
+    )
+
+
+def shape_of(problem: Problem, stop: int) -> Shape:
+    """The numbers that all streams share, for columns below `stop`."""
+    a, b = problem.mix
+    return Shape(problem.n_rows, stop, a or None, b or None)
+
+
+def named(by_index: dict[int, Tensor]) -> VocabStats:
+    """Numbers by index as the kernels take them."""
+    return VocabStats(**{name: by_index.get(k) for k, name in enumerate(NAMES)})
+
+
+def sweep_tile(chip: str, n_live: int, *, float32: bool, logits: bool) -> sizes.Tile:
+    """The tile of a sweep whose kernel holds n_live tiles of logits; chip is a key of sizes.TILES."""
+    if INTERPRET:
+        return sizes.INTERPRETED
+    if logits:
+        return sizes.LOGITS
+    return sizes.FLOAT32 if float32 else sizes.TILES[chip][n_live]

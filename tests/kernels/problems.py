@@ -1,7 +1,11 @@
 """Small problems for the kernel tests: random streams, their leaves, and ways to cut a sweep."""
 
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from etpo import kernels
 from etpo.kernels import (
     Stream,
     VocabStats,
@@ -18,8 +23,7 @@ from etpo.kernels import (
     linear_logprob,
     vocab_stats,
 )
-from etpo.kernels.chunked import gather, rowwise
-from etpo.kernels.chunked import sweep as blocks
+from etpo.kernels.chunked import sizes
 
 # Tile elements, block columns, rows of a chunk, bytes that may be kept: from one tile to many ragged ones.
 TILINGS = {
@@ -61,11 +65,11 @@ def tiling(name: str) -> Iterator[None]:
     """Cuts the sweeps of the chunked backend as the tables above say."""
     tile, block, rows, keep = (TILINGS | COARSE_TILINGS)[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(blocks.TILE_ELEMENTS, "cpu", tile)
-        patch.setitem(blocks.BLOCK_COLUMNS, "cpu", block)
-        patch.setattr(blocks, "KEEP_BYTES", keep)
-        patch.setattr(rowwise, "CHUNK_ROWS", rows)
-        patch.setattr(gather, "CHUNK_ELEMENTS", tile)
+        patch.setitem(sizes.TILE_ELEMENTS, "cpu", tile)
+        patch.setitem(sizes.BLOCK_COLUMNS, "cpu", block)
+        patch.setattr(sizes, "KEEP_BYTES", keep)
+        patch.setattr(sizes, "CHUNK_ROWS", rows)
+        patch.setattr(sizes, "GATHER_ELEMENTS", tile)
         yield
 
 
@@ -169,6 +173,26 @@ def assert_same(got: Sequence[Tensor], want: Sequence[Tensor], tolerance: float 
 def relative_error(got: Tensor, want: Tensor) -> float:
     """‖got − want‖ / ‖want‖ in float64."""
     return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+def files_passed(call: Callable[[], object]) -> set[str]:
+    """The files of etpo.kernels whose functions run in `call`."""
+    folder = str(Path(kernels.__file__).parent) + "/"
+    seen: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(folder):
+            seen.add(frame.f_code.co_filename.removeprefix(folder))
+
+    # A backward may run in a thread of its own.
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return seen
 
 
 def assert_no_other_derivatives(

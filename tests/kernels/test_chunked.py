@@ -20,7 +20,7 @@ from etpo.kernels import (
     soft_value_from_logits,
     vocab_stats,
 )
-from etpo.kernels.chunked import rowwise
+from etpo.kernels.chunked import rowwise, sizes
 from tests.kernels.problems import (
     MIXTURES,
     TILINGS,
@@ -237,7 +237,7 @@ def test_chunks_are_of_one_size_and_within_the_workspace(n_rows, n_vocab, wanted
 
 
 def test_a_vocabulary_larger_than_a_plane_goes_row_by_row():
-    assert rowwise.chunk_rows(100, rowwise.PLANE_ELEMENTS["cpu"] + 1, 4, "cpu") == 1
+    assert rowwise.chunk_rows(100, sizes.PLANE_ELEMENTS["cpu"] + 1, 4, "cpu") == 1
 
 
 def test_a_mean_of_the_critic_near_zero_keeps_its_digits():

@@ -15,8 +15,7 @@ from etpo.kernels import (
     soft_policy_kl,
     vocab_stats,
 )
-from etpo.kernels.chunked import gather, rowwise
-from etpo.kernels.chunked import sweep as blocks
+from etpo.kernels.chunked import sizes
 
 V, D = 600, 8
 TILE, BLOCK, ROWS = 1 << 14, 256, 32
@@ -27,11 +26,11 @@ WORKSPACE = 4 * max(9 * TILE, 2 * ROWS * V + 2 * TILE)
 @pytest.fixture(autouse=True)
 def small_workspace(monkeypatch):
     """So small a workspace that a few thousand tokens dwarf it."""
-    monkeypatch.setitem(blocks.TILE_ELEMENTS, "cpu", TILE)
-    monkeypatch.setitem(blocks.BLOCK_COLUMNS, "cpu", BLOCK)
-    monkeypatch.setattr(blocks, "KEEP_BYTES", WORKSPACE)
-    monkeypatch.setattr(rowwise, "CHUNK_ROWS", ROWS)
-    monkeypatch.setattr(gather, "CHUNK_ELEMENTS", TILE)
+    monkeypatch.setitem(sizes.TILE_ELEMENTS, "cpu", TILE)
+    monkeypatch.setitem(sizes.BLOCK_COLUMNS, "cpu", BLOCK)
+    monkeypatch.setattr(sizes, "KEEP_BYTES", WORKSPACE)
+    monkeypatch.setattr(sizes, "CHUNK_ROWS", ROWS)
+    monkeypatch.setattr(sizes, "GATHER_ELEMENTS", TILE)
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

@@ -18,7 +18,7 @@ from etpo.kernels import (
     soft_value,
     vocab_stats,
 )
-from etpo.kernels.streams import build_problem
+from etpo.kernels.checks import build_problem
 from tests.kernels.problems import (
     OPERATORS,
     TILINGS,

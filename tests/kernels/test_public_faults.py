@@ -15,7 +15,7 @@ from etpo.kernels import (
     soft_policy_kl,
     vocab_stats,
 )
-from etpo.kernels.chunked import gather
+from etpo.kernels.chunked import sizes
 from tests.kernels.problems import (
     COARSE_TILINGS,
     TILINGS,
@@ -96,7 +96,7 @@ def test_gradients_of_bf16_tensors_are_summed_in_float32(coarse_cut, monkeypatch
     want = gradients([log_p[:, 0]], exact[:2], [torch.ones(n, dtype=torch.float64)])
     for one, other in zip(got, want, strict=True):
         assert relative_error(one, other) <= torch.finfo(torch.bfloat16).eps / 2
-    monkeypatch.setattr(gather, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(sizes, "GATHER_ELEMENTS", 1)
     got = gradients([gather_q(*policy[:2], targets)], policy[1:2], [torch.ones(n)])
     want = gradients(
         [(exact.hidden * exact.weight[0]).sum(1)], exact[1:2], [torch.ones(n, dtype=torch.float64)]

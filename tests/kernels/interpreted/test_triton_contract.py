@@ -20,7 +20,15 @@ from etpo.kernels import (
 from etpo.kernels.triton import sizes as triton_config
 from etpo.kernels.triton.sizes import Tile
 from tests.kernels.interpreted.cases import cutting
-from tests.kernels.problems import gradients, leaves, present, relative_error, stats_and_gradients, stream
+from tests.kernels.problems import (
+    files_passed,
+    gradients,
+    leaves,
+    present,
+    relative_error,
+    stats_and_gradients,
+    stream,
+)
 
 INF = float("inf")
 N, V = 5, 75
@@ -282,17 +290,17 @@ def test_two_runs_are_bitwise_the_same():
 
 def test_a_frozen_head_gets_no_gradient_and_a_frozen_stream_no_derivative(monkeypatch):
     """Hidden states alone: one derivative by logits, whole rows at a time, no product for a head."""
-    from etpo.kernels import gradients as triton_gradients
+    from etpo.kernels import gradients as sums
 
     policy, critic, reference = float32_streams()
     shapes: list[tuple[int, ...]] = []
-    multiply = triton_gradients.multiply
+    multiply = sums.multiply
 
-    def counted(out: Tensor, a: Tensor, b: Tensor, *, fresh: bool) -> None:
+    def counted(out: Tensor, a: Tensor, b: Tensor, *, fresh: bool, alpha: float = 1.0) -> None:
         shapes.append(tuple(out.shape))
-        multiply(out, a, b, fresh=fresh)
+        multiply(out, a, b, fresh=fresh, alpha=alpha)
 
-    monkeypatch.setattr(triton_gradients, "multiply", counted)
+    monkeypatch.setattr(sums, "multiply", counted)
     heads = [policy.hidden, *(t.detach() for t in (policy.weight, *critic[:2], *reference[:2]))]
     got = gradients([soft_policy_kl(*heads, 0.5, backend="triton")], heads[:1], [torch.ones(N)])
     want = gradients([soft_policy_kl(*heads, 0.5, backend="reference")], heads[:1], [torch.ones(N)])
@@ -304,3 +312,11 @@ def test_float64_is_refused():
     hidden, weight = torch.randn(2, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"'triton' takes float32, bfloat16 and float16, got torch\.float64"):
         linear_logprob(hidden, weight, torch.tensor([0, 1]), backend="triton")
+
+
+def test_a_divergence_and_its_gradient_pass_eight_files():
+    policy, _, reference = float32_streams()
+    heads = [*policy[:2], *(t.detach() for t in reference[:2])]
+    passed = files_passed(lambda: linear_kl(*heads, backend="triton").sum().backward())
+    assert "losses.py" in passed
+    assert len(passed) <= 8, passed

@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from etpo.kernels import (
     Stream,
+    backends,
     gather_q,
     kl_from_logits,
     linear_kl,
@@ -16,10 +17,9 @@ from etpo.kernels import (
     soft_value,
     vocab_stats,
 )
-from etpo.kernels.chunked import gather
+from etpo.kernels.checks import build_problem
 from etpo.kernels.operators import flatten
-from etpo.kernels.streams import VocabStats, build_problem
-from etpo.kernels.triton import operators as triton_op
+from etpo.kernels.streams import VocabStats
 from tests.kernels.problems import OPERATORS, assert_no_other_derivatives, assert_same, present, stream
 
 N, V = 6, 37
@@ -131,8 +131,8 @@ def test_compiled_graphs_keep_the_operators_whole(tensors, targets):
 
     torch.compile(call, fullgraph=True, backend=keep)(h.detach(), w.detach())
     names = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
-    assert sum("etpo.triton" in name for name in names) == 4
-    assert sum("etpo.gather" in name for name in names) == 1
+    assert sum("etpo.triton_sweep" in name for name in names) == 4
+    assert sum("etpo.triton_gather" in name for name in names) == 1
     want = call(h, w)
     got = torch.compile(call, fullgraph=True, backend="aot_eager")(h, w)
     torch.testing.assert_close(got, want)
@@ -145,30 +145,29 @@ def test_compiled_graphs_keep_the_operators_whole(tensors, targets):
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
+OPERATORS_BY_NAME = {"sweep": backends.TRITON_SWEEP, "gather": backends.TRITON_GATHER}
+
+
 @pytest.mark.parametrize("lora", [False, True])
-def test_the_operators_keep_the_rules_of_torch_library(lora):
+@pytest.mark.parametrize("name", OPERATORS_BY_NAME)
+def test_the_operators_keep_the_rules_of_torch_library(name, lora):
     streams = [stream(N, V, 3, bias=True, lora=lora, dtype=torch.float32) for _ in range(2)]
-    targets = torch.arange(N)
-    problem, _ = build_problem(streams[0], None, streams[1], targets=targets, mix=(1.0, 0.0))
-    flat = flatten(problem)
-    fields = [VocabStats._fields.index(name) for name in ("lse_p", "lse_u", "e_pu", "at_p")]
-    args = (flat.tensors, targets, flat.layout, flat.scales, fields, False)
-    torch.library.opcheck(triton_op.sweep_op, args, test_utils=(*CHECKS, "test_aot_dispatch_dynamic"))
-    stats = [value.detach() for value in triton_op.sweep_op(*args)]
-    plain = [t.detach() for t in flat.tensors]
-    backward = ([torch.randn(N).double()] * 2, fields[1:3], stats, plain, targets, flat.layout, flat.scales,
-                fields, list(range(len(plain))))  # fmt: skip
-    torch.library.opcheck(triton_op.sweep_backward_op, backward, test_utils=CHECKS)
-
-
-def test_the_gather_operators_keep_the_rules_of_torch_library():
-    hidden, weight, bias = stream(N, V, 3, bias=True, dtype=torch.float32)[:3]
     targets = torch.tensor([0, 5, -100, 36, 7, 7])
-    torch.library.opcheck(gather.gather_op, (hidden, weight, bias, targets, -100, True))
-    plain = [t.detach() for t in (hidden, weight, bias)]
-    for needs in ([True, True, True], [False, True, False]):
-        args = (torch.randn(N), *plain, targets, -100, needs, True)
-        torch.library.opcheck(gather.gather_backward_op, args, test_utils=CHECKS)
+    problem, _ = build_problem(streams[0], streams[1], None, targets=targets, mix=(0.0, 1.0))
+    tensors, layout, scales = flatten(problem)
+    operator, task = OPERATORS_BY_NAME[name], [1]
+    if name == "sweep":
+        task = [VocabStats._fields.index(field) for field in ("lse_p", "lse_u", "e_pu", "at_p")]
+    n_results = len(task)
+    args = (tensors, targets, layout, scales, task, n_results, False)
+    torch.library.opcheck(operator.forward, args, test_utils=(*CHECKS, "test_aot_dispatch_dynamic"))
+    made = [value.detach() for value in operator.forward(*args)]
+    plain = [t.detach() for t in tensors]
+    active = [1, 2] if name == "sweep" else [0]
+    g = [torch.randn(N).to(made[0].dtype) for _ in active]
+    wanted = list(range(len(plain)))
+    backward = (g, active, made, plain, targets, layout, scales, task, wanted)
+    torch.library.opcheck(operator.backward, backward, test_utils=CHECKS)
 
 
 def test_logits_that_another_backward_needs_are_not_overwritten_unseen():
