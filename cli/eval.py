@@ -90,8 +90,8 @@ def _on_data(trained: "Trained", n: int, seed: int) -> dict[str, Any]:
 
 def _in_environment(trained: "Trained", n: int, seed: int) -> dict[str, Any]:
     """The first action of both roles in n episodes; episode i is reset with seed + i."""
+    from etpo.engine.environments import settings_for
     from etpo.engine.report.summary import Program
-    from etpo.engine.run import settings_for
     from etpo.envs.vector import make_env
 
     assert trained.config.env is not None

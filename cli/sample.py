@@ -41,7 +41,7 @@ def sample(
         config = replace(config, target=target)
 
     from etpo.engine.models.language_model import load_language_model
-    from etpo.engine.run import device_of, torch_dtype
+    from etpo.engine.models.open import device_of, torch_dtype
     from etpo.engine.trained import draw, first_state, load, quiet_transformers
     from etpo.envs.prompts import as_program
 

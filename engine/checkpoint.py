@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from etpo.engine.models.roles import FullRoles, LoraRoles
+
 KEPT = 3
 
 
@@ -122,27 +124,32 @@ def latest_checkpoint(folder: Path, *, whole: bool = False) -> tuple[Checkpoint 
     return None, damaged
 
 
-def flatten_optimizer(prefix: str, optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """An optimiser's per-parameter state as named tensors; `names` in the order of its parameters."""
-    flat = {}
-    for index, entry in optimizer.state_dict()["state"].items():
-        for key, value in entry.items():
-            flat[f"{prefix}/{names[index]}/{key}"] = torch.as_tensor(value)
-    return flat
+def role_tensors(roles: FullRoles | LoraRoles) -> dict[str, Tensor]:
+    """The weights of the roles that have weights of their own, by name, for a checkpoint."""
+    return {
+        f"{role}/{name}": parameter
+        for role in roles.moves
+        for name, parameter in roles.parameters(role).items()
+    }
 
 
-def restore_optimizer(
-    prefix: str, optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]
-) -> None:
-    """The inverse of `flatten_optimizer`."""
-    own = optimizer.state_dict()
-    own["state"] = {}
-    index_of = {name: index for index, name in enumerate(names)}
-    for full, tensor in tensors.items():
-        if full.startswith(prefix + "/"):
-            name, key = full[len(prefix) + 1 :].rsplit("/", 1)
-            own["state"].setdefault(index_of[name], {})[key] = tensor
-    optimizer.load_state_dict(own)
+@torch.no_grad()
+def load_roles(roles: FullRoles | LoraRoles, tensors: dict[str, Tensor]) -> None:
+    """Put a checkpoint's weights into the roles that have weights of their own.
+
+    Raises:
+        CheckpointError: it is of another model.
+    """
+    for role in roles.moves:
+        for name, parameter in roles.parameters(role).items():
+            kept = tensors.get(f"{role}/{name}")
+            if kept is None or kept.shape != parameter.shape:
+                got = "none" if kept is None else f"one of shape {tuple(kept.shape)}"
+                raise CheckpointError(
+                    f"the checkpoint is of another model or form of roles: expected {role}/{name} of shape "
+                    f"{tuple(parameter.shape)}, got {got}"
+                )
+            parameter.copy_(kept)
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -13,33 +13,37 @@ from etpo.engine.targets import QForm, mix_of
 from etpo.kernels import Stream, gather_q, linear_kl, linear_logprob, soft_policy_kl, vocab_stats
 
 
-def q_of_tokens(
-    critic: Stream, v_head_K: Tensor | None, logprob_ref_K: Tensor, z_ref_K: Tensor, tokens_K: Tensor,
-    q_form: QForm, beta: float,
-) -> Tensor:  # fmt: skip
-    """Q_θ(x_k, w_k) [K] with its gradient; one number of the critic's head a token.
+def critic_at_tokens(critic: Stream, tokens_K: Tensor, q_form: QForm) -> Tensor:
+    """What Q reads of the critic's head at the tokens drawn, [K] with its gradient.
+
+    log π_Q(w_k) for `normalised`, else the logit z_Q(w_k): one number of the head a token.
 
     Args:
         critic: hidden [K, D] and head, with gradients.
-        v_head_K: the scalar head, or None for `logits`.
-        logprob_ref_K, z_ref_K: log π̄(w_k) and z_ref(w_k), without gradient.
-        tokens_K: int64 [K].
+        tokens_K: int64 [K], the tokens w_k.
     """
     if q_form == "normalised":
-        assert v_head_K is not None
-        logprob, _ = linear_logprob(
-            critic.hidden, critic.weight, tokens_K, bias=critic.bias,
-            temperature=critic.temperature, softcap=critic.softcap,
-        )  # fmt: skip
-        return v_head_K + beta * (logprob - logprob_ref_K)
+        return logprob_and_entropy(critic, tokens_K)[0]
     z_q = gather_q(critic.hidden, critic.weight, tokens_K, bias=critic.bias)
     if critic.softcap is not None:
         z_q = critic.softcap * torch.tanh(z_q / critic.softcap)
-    z_q = z_q / critic.temperature
+    return z_q / critic.temperature
+
+
+def q_of_tokens(
+    at_critic_K: Tensor, at_ref_K: Tensor, v_head_K: Tensor | None, q_form: QForm, beta: float
+) -> Tensor:
+    """Q_θ(x_k, w_k) [K], with the gradients of its parts.
+
+    Args:
+        at_critic_K: `critic_at_tokens`.
+        at_ref_K: the same of the reference, without gradient: log π̄(w_k) or z_ref(w_k).
+        v_head_K: the scalar head, or None for `logits`.
+    """
     if q_form == "logits":
-        return z_q
+        return at_critic_K
     assert v_head_K is not None
-    return v_head_K + beta * (z_q - z_ref_K)
+    return v_head_K + beta * (at_critic_K - at_ref_K)
 
 
 def critic_loss(q_K: Tensor, target_K: Tensor, huber_delta: float, weight_K: Tensor | None = None) -> Tensor:
@@ -87,6 +91,14 @@ def stream_kl(policy: Stream, reference: Stream) -> Tensor:
     return linear_kl(
         policy.hidden, policy.weight, reference.hidden, reference.weight,
         bias=policy.bias, ref_bias=reference.bias,
+    )  # fmt: skip
+
+
+def logprob_and_entropy(stream: Stream, tokens_K: Tensor) -> tuple[Tensor, Tensor]:
+    """log softmax(z)(w_k) and the entropy of softmax(z), each [K]."""
+    return linear_logprob(
+        stream.hidden, stream.weight, tokens_K, bias=stream.bias,
+        temperature=stream.temperature, softcap=stream.softcap,
     )  # fmt: skip
 
 

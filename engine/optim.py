@@ -1,9 +1,15 @@
-"""The optimisers of the two trained roles."""
+"""The optimisers of the trained roles: which parameters move, and how far a step of each group goes."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
+
+from etpo.engine.config import Config
+from etpo.engine.models.roles import FINAL_GAIN, SCALAR_HEAD, Role, Roles
+from etpo.engine.rates import LEARNING_RATES, LearningRates
 
 
 class Lion(torch.optim.Optimizer):
@@ -24,27 +30,85 @@ class Lion(torch.optim.Optimizer):
                 momentum.lerp_(p.grad, 1.0 - beta2)
 
 
-class LearningRates(NamedTuple):
-    """Step sizes of policy, critic and the critic's scalar head.
+@dataclass
+class RoleOptimizer:
+    """The optimiser of one role.
 
-    gain: step of a final norm's gain g, as a share of ‖g‖² times the role's own; None: the role's own.
+    Attributes:
+        role: whose weights it moves.
+        parameters: them, in the role's order.
+        optimizer: with groups of its own.
+        names: of its parameters, in the order of the groups.
     """
 
-    policy: float
-    critic: float
-    value: float
-    gain: float | None
+    role: Role
+    parameters: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    names: list[str]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the step before."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self, clip_norm: float) -> None:
+        """Take one step along the gradients, cut to a norm of at most `clip_norm`."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, clip_norm)
+        self.optimizer.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its moments, by name, for a checkpoint."""
+        return flatten_optimizer(f"optimizer.{self.role}", self.optimizer, self.names)
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take up the moments that `tensors` gave."""
+        restore_optimizer(f"optimizer.{self.role}", self.optimizer, self.names, tensors)
 
 
-# Of a program's hundred tokens, a few decide its reward. Adam gives every weight a step of one size, so that
-# those which saw only chance move as far as those which saw the cause; plain momentum moves by evidence: on
-# stored programs of the bundled model its critic ranked held-out ones better at the same KL. So did a larger
-# step of the gain (see `Learner._optimizer`): programs that fail hold unlikely tokens.
-LEARNING_RATES = {
-    "sgd": LearningRates(policy=0.5, critic=1.2, value=0.1, gain=0.6),
-    "adamw": LearningRates(policy=3e-4, critic=3e-4, value=3e-3, gain=None),
-    "lion": LearningRates(policy=3e-5, critic=3e-5, value=3e-4, gain=None),
-}
+def optimizers_of(roles: Roles, config: Config) -> list[RoleOptimizer]:
+    """The optimisers of policy and critic: as configured, or what suits the form of the roles."""
+    name, rates = rates_of(config, roles.form)
+    return [
+        role_optimizer(roles, "policy", name, rates.policy, rates),
+        role_optimizer(roles, "critic", name, rates.critic, rates),
+    ]
+
+
+def rates_of(config: Config, form: str) -> tuple[str, LearningRates]:
+    """The optimiser's name and step sizes: as configured, or those that suit the form of the roles."""
+    name = config.optimizer
+    if name == "auto":
+        name = "adamw" if form == "lora" else "sgd"
+    given = {"policy": config.lr, "critic": config.critic_lr, "value": config.value_lr}
+    return name, LEARNING_RATES[name]._replace(**{k: lr for k, lr in given.items() if lr is not None})
+
+
+def role_optimizer(roles: Roles, role: Role, name: str, lr: float, rates: LearningRates) -> RoleOptimizer:
+    """An optimiser whose groups of weights have step sizes of their own.
+
+    The final norm's gain scales every logit of the model: a policy turns sharper, and slips of the pen
+    rarer, by this one direction, which the small step of the other weights would hardly move. With a step
+    in proportion to its squared norm, its logarithm moves alike in every model. The scalar head: v starts
+    at 0 and has to cross the whole range of returns, or its lag pushes every drawn token the same way.
+
+    Args:
+        roles, role: whose weights.
+        name: of the optimiser, as `Config.optimizer` spells it.
+        lr: step size of most weights.
+        rates: those of the gain and of the scalar head.
+    """
+    named = roles.parameters(role)
+    gain = {name: p for name, p in named.items() if name == FINAL_GAIN}
+    head = {name: p for name, p in named.items() if name.startswith(SCALAR_HEAD)}
+    body = {name: p for name, p in named.items() if name not in gain and name not in head}
+    groups: list[dict[str, Any]] = [{"params": list(body.values()), "lr": lr}]
+    for parameter in gain.values():
+        share = rates.gain
+        factor = 1.0 if share is None else share * parameter.detach().float().square().sum().item()
+        groups.append({"params": [parameter], "lr": lr * factor})
+    if head:
+        groups.append({"params": list(head.values()), "lr": rates.value})
+    optimizer = make_optimizer(name, groups, lr)
+    return RoleOptimizer(role, list(named.values()), optimizer, [*body, *gain, *head])
 
 
 def make_optimizer(name: str, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
@@ -54,3 +118,26 @@ def make_optimizer(name: str, groups: list[dict[str, Any]], lr: float) -> torch.
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=0.9, foreach=True)
     return torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True)
+
+
+def flatten_optimizer(prefix: str, optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """An optimiser's per-parameter state as named tensors; `names` in the order of its parameters."""
+    flat = {}
+    for index, entry in optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            flat[f"{prefix}/{names[index]}/{key}"] = torch.as_tensor(value)
+    return flat
+
+
+def restore_optimizer(
+    prefix: str, optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]
+) -> None:
+    """The inverse of `flatten_optimizer`."""
+    own = optimizer.state_dict()
+    own["state"] = {}
+    index_of = {name: index for index, name in enumerate(names)}
+    for full, tensor in tensors.items():
+        if full.startswith(prefix + "/"):
+            name, key = full[len(prefix) + 1 :].rsplit("/", 1)
+            own["state"].setdefault(index_of[name], {})[key] = tensor
+    optimizer.load_state_dict(own)

@@ -128,6 +128,12 @@ def collate(actions: list[Action], gamma: float) -> ActionBatch:
     )
 
 
+def known(hidden: Tensor | None) -> Tensor:
+    """Hidden states of an action that must be there by now."""
+    assert hidden is not None
+    return hidden
+
+
 _PACKED = ("prompt", "tokens", "logprob_mu", "next_prompt", "hidden_ref")
 _PLAIN = ("reward", "terminated", "env", "episode", "t")
 

@@ -9,14 +9,16 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from etpo.engine.checkpoint import CheckpointError, latest_checkpoint
+from etpo.engine.checkpoint import CheckpointError, latest_checkpoint, load_roles
 from etpo.engine.config import Config, resolve, to_toml
+from etpo.engine.environments import settings_for
+from etpo.engine.learners import learner_class
 from etpo.engine.models.language_model import BUNDLED, LanguageModel, bundled_path
-from etpo.engine.models.prompt_form import PromptForm
+from etpo.engine.models.open import make_roles, open_model
+from etpo.engine.models.prompt_form import PromptForm, encoded
 from etpo.engine.models.roles import FullRoles, LoraRoles, Role
 from etpo.engine.models.sampler import Sampling, sample_actions
 from etpo.engine.report.summary import existing_run
-from etpo.engine.run import encoded, load_roles, make_roles, open_model, settings_for
 from etpo.engine.run_folder import RunFolder, write_atomically
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import task_prompt
@@ -122,7 +124,7 @@ def load(path: str | Path, device: str = "auto") -> Trained:
     base = str(folder.reference) if folder.reference.is_dir() else config.model
     as_trained = replace(config, roles=checkpoint.state["form"])
     model, tokenizer = open_model(as_trained, base)
-    roles = make_roles(as_trained, model)
+    roles = make_roles(as_trained, model, learner_class(config.algo).moves)
     load_roles(roles, checkpoint.tensors)
     best = checkpoint.state["best"]
     return Trained(config, folder, checkpoint.step, best["action"] if best else None, roles, tokenizer, notes)

@@ -6,9 +6,11 @@ from typing import Any
 from etpo.engine.agents import AgentError, OpenAIAgent, Reply, agent_of
 from etpo.engine.checkpoint import Checkpoint
 from etpo.engine.config import Config
-from etpo.engine.loop import Observer, Outcome, go_on, interruptible, record, summarise
+from etpo.engine.environments import make_environments
+from etpo.engine.interrupt import interruptible
 from etpo.engine.models.prompt_form import action_of
-from etpo.engine.run import Progress, Stopwatch, make_environments
+from etpo.engine.progress import Observer, Outcome, Progress, Stopwatch, go_on
+from etpo.engine.records import Record, record, summarise
 from etpo.engine.run_folder import RunFolder
 
 
@@ -56,8 +58,7 @@ def train_agent(config: Config, folder: RunFolder, *, resume: bool, observe: Obs
                 metrics["wall_s"] = run.wall_s = clock()
                 folder.append(metrics, programs)
                 observe(metrics)
-                if run.step // config.checkpoint_every != before // config.checkpoint_every:
-                    run.save()
+                run.save_if_due(run.step - before)
             run.save()
             return Outcome(run.step, interrupted() and run.step < config.steps, run.best, notes)
     except AgentError as error:
@@ -71,7 +72,7 @@ def train_agent(config: Config, folder: RunFolder, *, resume: bool, observe: Obs
         folder.close()
 
 
-def _iterate(run: AgentRun, agent: OpenAIAgent) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _iterate(run: AgentRun, agent: OpenAIAgent) -> tuple[Record, list[Record]]:
     """One program in each environment: its metrics, but for the wall time, and the programs' records."""
     began = time.monotonic()
     rows = range(min(run.config.envs, run.config.steps - run.step))

@@ -1,1 +1,92 @@
-"""The algorithms, one file each: what stands here differs between them, everything else is shared."""
+"""The algorithms, one file each; the loop knows them only as `Learner`.
+
+A learner may import the models, the replay buffer, targets, losses, the bounded step and the optimisers, and
+no other learner. To add one, write `engine/learners/NAME.py` with a class `NAMELearner` and name it in
+`ALGORITHMS`: `--algo`, its help and the checks of a configuration read that table.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+
+if TYPE_CHECKING:  # torch is imported when an algorithm is looked up, not to print help
+    from torch import Tensor
+
+    from etpo.engine.config import Config
+    from etpo.engine.models.roles import Role, Roles
+    from etpo.engine.replay import Action
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Where the class of an algorithm stands, and what the algorithm does, in half a sentence."""
+
+    class_path: str
+    help: str
+
+
+ALGORITHMS = {
+    "etpo": Algorithm("etpo.engine.learners.etpo:EtpoLearner", "trains"),
+    "reflection": Algorithm(
+        "etpo.engine.learners.reflection:ReflectionLearner",
+        "only retries with the error message, the model stays as it is",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class UpdateLog:
+    """What one update did; a number that an algorithm does not have is None.
+
+    Attributes:
+        kl_update: mean KL(π_before ‖ π_after) in nat a token on the fresh actions.
+        step_share: the share of the policy's step that was kept (1 unless the bound cut it).
+        loss_q, loss_pi: the critic's and the policy's loss, means over the update's minibatches.
+        q_mean, v_mean: Q̄ and V̄ over action tokens, in reward units.
+    """
+
+    kl_update: float | None = None
+    step_share: float | None = None
+    loss_q: float | None = None
+    loss_pi: float | None = None
+    q_mean: float | None = None
+    v_mean: float | None = None
+
+
+class Learner(Protocol):
+    """What the loop and a run need of an algorithm.
+
+    Attributes:
+        moves: the roles that have weights of their own; the others are the model at the start.
+        acts: the role that draws the programs.
+    """
+
+    moves: "ClassVar[tuple[Role, ...]]"
+    acts: "ClassVar[Role]"
+
+    def __init__(self, roles: "Roles", config: "Config") -> None: ...
+
+    def update(self, fresh: "list[Action]") -> UpdateLog | None:
+        """Learn from the actions of this iteration, drawn by `acts` as it is now; each has `hidden`.
+
+        None where nothing was updated.
+        """
+        ...
+
+    def tensors(self) -> "dict[str, Tensor]":
+        """What a checkpoint keeps as tensors, apart from the roles' weights: moments, replayed actions."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps as JSON: random states, counters."""
+        ...
+
+    def restore(self, tensors: "dict[str, Tensor]", state: dict[str, Any]) -> None:
+        """Take up what `tensors` and `state` gave; both may hold more than that."""
+        ...
+
+
+def learner_class(algo: str) -> type[Learner]:
+    """The class of an algorithm of `ALGORITHMS`."""
+    module, _, name = ALGORITHMS[algo].class_path.partition(":")
+    return cast(type[Learner], getattr(importlib.import_module(module), name))

@@ -218,3 +218,8 @@ def chat_message(state: str) -> str:
 
 def _puts_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def encoded(form: PromptForm, state: str, room: int) -> list[int]:
+    """A state's tokens, at least one: for an empty state without a start token, the stop token."""
+    return form.encode(state, room) or [form.stop_token]

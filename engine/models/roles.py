@@ -8,7 +8,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from etpo.engine.models.sequences import Sequences
 from etpo.kernels import Stream
 
 Role = Literal["policy", "critic", "target", "reference"]
+MOVING: tuple[Role, ...] = ("policy", "critic", "target")
 TRAINED: tuple[Role, Role] = ("policy", "critic")
 SCALAR_HEAD = "scalar_head."
 # The gain of the norm before the LM head, where a model has one of this name (the Llama family has).
@@ -57,14 +58,16 @@ def polyak(roles: Roles, tau: float) -> None:
 class _ScalarHeads:
     """The scalar heads of critic and target: zero at the start, float32."""
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.heads = {
-            role: nn.Linear(model.hidden_size, 1, device=model.device) for role in ("critic", "target")
+    def __init__(self, model: LanguageModel, moves: tuple[Role, ...]) -> None:
+        self.heads: dict[Role, nn.Linear] = {
+            role: nn.Linear(model.hidden_size, 1, device=model.device)
+            for role in ("critic", "target")
+            if role in moves
         }
-        for head in self.heads.values():
+        for role, head in self.heads.items():
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
-        self.heads["target"].requires_grad_(False)
+            head.requires_grad_(role in TRAINED)
 
     def value(self, role: Role, hidden: Tensor) -> Tensor:
         return self.heads[role](hidden.float()).squeeze(-1)
@@ -75,17 +78,22 @@ class _ScalarHeads:
 
 
 class FullRoles:
-    """Four models, each with weights of its own."""
+    """A model of its own for each role that moves; the other roles are the model as it was given.
+
+    Args:
+        moves: the roles that get a copy.
+    """
 
     form = "full"
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.models: dict[Role, LanguageModel] = {"reference": model}
-        for role in ("policy", "critic", "target"):
-            self.models[role] = copy.deepcopy(model)
-        for role, module in self.models.items():
-            module.requires_grad_(role in TRAINED)
-        self._scalar = _ScalarHeads(model)
+    def __init__(self, model: LanguageModel, moves: tuple[Role, ...] = MOVING) -> None:
+        self.moves = moves
+        self.models: dict[Role, LanguageModel] = dict.fromkeys(get_args(Role), model)
+        self.models |= {role: copy.deepcopy(model) for role in moves}
+        model.requires_grad_(False)
+        for role in moves:
+            self.models[role].requires_grad_(role in TRAINED)
+        self._scalar = _ScalarHeads(model, moves)
 
     def hidden(self, role: Role, sequences: Sequences) -> Tensor:
         return sequences.hidden(self.models[role])
@@ -97,7 +105,7 @@ class FullRoles:
         return self._scalar.value(role, hidden)
 
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
-        own = dict(self.models[role].hf.named_parameters()) if role != "reference" else {}
+        own = dict(self.models[role].hf.named_parameters()) if role in self.moves else {}
         return own | self._scalar.parameters(role)
 
     @contextmanager
@@ -119,24 +127,25 @@ class FullRoles:
 
 
 class LoraRoles:
-    """One frozen base; policy, critic and target are adapters, the reference is the base itself.
+    """One frozen base with an adapter for each role that moves; the other roles are the base itself.
 
     Args:
         rank: r of every adapter.
+        moves: the roles that get one; a target beside its critic.
     """
 
     form = "lora"
 
-    def __init__(self, model: LanguageModel, rank: int) -> None:
-        self.model, self.rank = model, rank
+    def __init__(self, model: LanguageModel, rank: int, moves: tuple[Role, ...] = MOVING) -> None:
+        self.model, self.rank, self.moves = model, rank, moves
         head = model.hf.get_output_embeddings()
-        self._active: ActiveRole = add_adapters(model.hf, head, ["policy", "critic", "target"], rank)
+        self._active: ActiveRole = add_adapters(model.hf, head, list(moves), rank)
         self._layers = adapter_layers(model.hf)
-        for layer in self._layers.values():
+        for layer in self._layers.values() if "target" in moves else ():
             for factors in (layer.lora_a, layer.lora_b):
                 factors["target"].data.copy_(factors["critic"].data)
                 factors["target"].requires_grad_(False)
-        self._scalar = _ScalarHeads(model)
+        self._scalar = _ScalarHeads(model, moves)
 
     def hidden(self, role: Role, sequences: Sequences) -> Tensor:
         with self.acting(role) as model:
@@ -149,7 +158,7 @@ class LoraRoles:
         return self._scalar.value(role, hidden)
 
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
-        if role == "reference":
+        if role not in self.moves:
             return {}
         own = {}
         for name, layer in self._layers.items():
@@ -168,7 +177,7 @@ class LoraRoles:
 
     def hand_over(self, role: Role) -> LanguageModel:
         """The base with the role's adapter in force, not only for a while: for who keeps the model."""
-        self._active.name = None if role == "reference" else role
+        self._active.name = role if role in self.moves else None
         return self.model
 
     def save(self, role: Role, folder: Path, base_name: str) -> None:

@@ -23,13 +23,8 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from etpo.engine.checkpoint import (
-    Checkpoint,
-    flatten_optimizer,
-    latest_checkpoint,
-    restore_optimizer,
-    save_checkpoint,
-)
+from etpo.engine.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from etpo.engine.optim import flatten_optimizer, restore_optimizer
 from etpo.engine.pretrain.card import measure_programs, model_card
 from etpo.engine.pretrain.corpus import (
     NO_TARGET,

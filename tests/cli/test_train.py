@@ -113,16 +113,16 @@ def test_a_second_ctrl_c_stops_at_once(cli, tmp_path: Path, quick: list[str], mo
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
     cli, tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from etpo.engine import run
+    from etpo.engine import progress
 
-    save, out = run.save_checkpoint, tmp_path / "run"
+    save, out = progress.save_checkpoint, tmp_path / "run"
 
     def full(folder, checkpoint):
         if checkpoint.step > 16:
             raise OSError(errno.ENOSPC, "No space left on device")
         return save(folder, checkpoint)
 
-    monkeypatch.setattr(run, "save_checkpoint", full)
+    monkeypatch.setattr(progress, "save_checkpoint", full)
     result = cli("train", *quick, "--steps", "48", "--checkpoint-every", "16", "--out", out)
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1

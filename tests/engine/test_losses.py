@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from etpo.engine.losses import critic_loss, policy_loss, q_of_tokens, stream_kl
+from etpo.engine.losses import critic_at_tokens, critic_loss, policy_loss, q_of_tokens, stream_kl
 from etpo.engine.targets import mix_of, token_values
 from etpo.kernels import Stream, vocab_stats
 
@@ -80,5 +80,6 @@ def test_what_the_critic_learns_is_what_the_targets_read(q_form, head):
     values = token_values(stats, v_head, q_form, BETA)
     assert stats.at_r is not None
     assert stats.lse_r is not None
-    q = q_of_tokens(critic, v_head, stats.at_r - stats.lse_r, stats.at_r, tokens, q_form, BETA)
+    at_ref = stats.at_r - stats.lse_r if q_form == "normalised" else stats.at_r
+    q = q_of_tokens(critic_at_tokens(critic, tokens, q_form), at_ref, v_head, q_form, BETA)
     torch.testing.assert_close(q, values.q, rtol=1e-10, atol=1e-10)

@@ -1,40 +1,38 @@
 """Which parameters an optimiser moves, in which order, and how far a step of each group goes."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from etpo.engine.config import Config
-from etpo.engine.learners.etpo import Learner
 from etpo.engine.models.language_model import load_language_model
-from etpo.engine.models.roles import FINAL_GAIN, TRAINED, FullRoles, LoraRoles
-from etpo.engine.optim import LEARNING_RATES
+from etpo.engine.models.roles import FINAL_GAIN, FullRoles, LoraRoles
+from etpo.engine.optim import optimizers_of
+from etpo.engine.rates import LEARNING_RATES
 
 
-def learner(form: str = "full", **changes: object) -> Learner:
+def roles_of(form: str) -> FullRoles | LoraRoles:
+    """Of the bundled model."""
     model, _ = load_language_model("etpo-nano", torch.float32, "cpu")
-    roles = FullRoles(model) if form == "full" else LoraRoles(model, 4)
-    return Learner(roles, replace(Config(), **changes))
+    return FullRoles(model) if form == "full" else LoraRoles(model, 4)
 
 
 @pytest.mark.parametrize("form", ["full", "lora"])
-def test_optimized_names_the_optimizers_parameters_in_their_order(form):
+def test_names_are_those_of_the_optimizers_parameters_in_their_order(form):
     """Checkpoints store an optimiser's state under these names."""
-    trained = learner(form)
-    for role in TRAINED:
-        named = trained.roles.parameters(role)
-        groups = trained.optimizers[role].param_groups
-        held = [id(p) for group in groups for p in group["params"]]
-        assert held == [id(named[name]) for name in trained.optimized[role]]
+    roles = roles_of(form)
+    for trained in optimizers_of(roles, Config()):
+        named = roles.parameters(trained.role)
+        held = [id(p) for group in trained.optimizer.param_groups for p in group["params"]]
+        assert held == [id(named[name]) for name in trained.names]
         assert sorted(held) == sorted(id(p) for p in named.values())
 
 
 def test_the_gains_step_is_a_share_of_its_squared_norm():
     rates = LEARNING_RATES["sgd"]
-    trained = learner(lr=0.25)
-    gain = trained.roles.parameters("policy")[FINAL_GAIN]
-    (group,) = [g for g in trained.optimizers["policy"].param_groups if g["params"][0] is gain]
+    roles = roles_of("full")
+    policy, _ = optimizers_of(roles, Config(lr=0.25))
+    gain = roles.parameters("policy")[FINAL_GAIN]
+    (group,) = [g for g in policy.optimizer.param_groups if g["params"][0] is gain]
     assert len(group["params"]) == 1
     assert group["lr"] == pytest.approx(0.25 * rates.gain * gain.detach().square().sum().item())
 
@@ -44,15 +42,15 @@ def test_a_step_of_the_gain_moves_the_logarithm_of_all_logits_alike_in_every_mod
     doubled and its head halved."""
     moves = []
     for factor in (1.0, 2.0):
-        trained = learner()
-        gain = trained.roles.parameters("policy")[FINAL_GAIN]
+        roles = roles_of("full")
+        gain = roles.parameters("policy")[FINAL_GAIN]
         with torch.no_grad():
             gain.mul_(factor)
-        trained = Learner(trained.roles, trained.config)
+        policy, _ = optimizers_of(roles, Config())
         before = gain.detach().clone()
         slope = 0.01  # ∂L/∂ln s, where the gain is s·g: ∂L/∂g = slope·g/‖g‖²
         gain.grad = slope * before / before.square().sum()
-        trained.optimizers["policy"].step()
+        policy.optimizer.step()
         moves.append((gain.detach().norm().log() - before.norm().log()).item())
     assert moves[0] == pytest.approx(moves[1], rel=1e-3)
     rates = LEARNING_RATES["sgd"]
@@ -60,6 +58,7 @@ def test_a_step_of_the_gain_moves_the_logarithm_of_all_logits_alike_in_every_mod
 
 
 def test_adapters_and_adam_have_no_group_for_the_gain():
-    assert len(learner("lora").optimizers["policy"].param_groups) == 1
-    adam = learner(optimizer="adamw").optimizers["policy"]
-    assert {group["lr"] for group in adam.param_groups} == {LEARNING_RATES["adamw"].policy}
+    adapters, _ = optimizers_of(roles_of("lora"), Config())
+    assert len(adapters.optimizer.param_groups) == 1
+    adam, _ = optimizers_of(roles_of("full"), Config(optimizer="adamw"))
+    assert {group["lr"] for group in adam.optimizer.param_groups} == {LEARNING_RATES["adamw"].policy}

@@ -26,7 +26,7 @@ from etpo.engine.checkpoint import (
 )
 from etpo.engine.config import Config
 from etpo.engine.loop import train
-from etpo.engine.run import encoded
+from etpo.engine.models.prompt_form import encoded
 from etpo.engine.run_folder import RunFolder, read_records
 from etpo.envs.text_space import AnyText
 

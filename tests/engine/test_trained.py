@@ -10,8 +10,8 @@ import etpo
 from etpo.engine.checkpoint import CheckpointError
 from etpo.engine.config import Config
 from etpo.engine.models.language_model import LanguageModel
+from etpo.engine.models.open import open_model
 from etpo.engine.models.roles import LoraRoles
-from etpo.engine.run import open_model
 from etpo.engine.run_folder import RunFolderError
 from etpo.engine.trained import ROWS, Trained, draw, first_state
 
@@ -109,7 +109,7 @@ def test_peft_loads_the_adapter(run: Path, tmp_path: Path, tiny_folder: Path) ->
 
 @pytest.mark.parametrize(("form", "dtype"), [("full", torch.float32), ("lora", torch.bfloat16)])
 def test_weights_that_are_trained_themselves_are_float32_also_on_a_gpu(monkeypatch, form, dtype) -> None:
-    monkeypatch.setattr("etpo.engine.run.torch_dtype", lambda config: torch.bfloat16)
+    monkeypatch.setattr("etpo.engine.models.open.torch_dtype", lambda config: torch.bfloat16)
     model, _ = open_model(Config(roles=form), "etpo-nano")
     assert model.head_weight.dtype == dtype
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from etpo.engine.config import Config
-from etpo.engine.learners.etpo import Learner
-from etpo.engine.replay import Replay, collate
+from etpo.engine.learners.etpo import EtpoLearner
+from etpo.engine.replay import collate
 from etpo.envs.words.grid import grid_word_mdp
 from etpo.envs.words.mdp import token_table
 from etpo.envs.words.solve import entropy_regularised_return, soft_optimum
@@ -37,14 +37,12 @@ def test_the_update_reaches_the_optimum(q_form, backup, lam, behaviour, replay_w
         replay_weight=replay_weight,
     )  # fmt: skip
     roles = TabularRoles(mdp)
-    learner, replay, rng = Learner(roles, config), Replay(config.replay_capacity), np.random.default_rng(0)
+    learner = EtpoLearner(roles, config)
     best = entropy_regularised_return(table, soft_optimum(table, BETA, GAMMA).policy, BETA, GAMMA)
     start = entropy_regularised_return(table, roles.policy_XV(), BETA, GAMMA)
     assert start < 0.5 * best, "the task must have something to learn"
     for episode in range(n_updates):
-        fresh = play(mdp, roles, behaviour, 64, episode, rng)
-        replay.add(fresh)
-        learner.update(fresh, replay, rng)
+        learner.update(play(mdp, roles, behaviour, 64, episode, learner.rng))
     reached = entropy_regularised_return(table, roles.policy_XV(), BETA, GAMMA)
     print(q_form, backup, lam, replay_weight, start, reached, best)
     assert best * (1 - 0.02) <= reached <= best + 1e-9
@@ -68,8 +66,9 @@ class BiasedRoles(TabularRoles):
 def test_the_update_measures_how_far_a_heads_bias_moves_the_policy():
     mdp = grid_word_mdp(size=3)
     config = Config(optimizer="adamw", lr=0.05, critic_lr=0.5, max_kl_update=10.0, updates_per_batch=4)
-    roles, replay, rng = BiasedRoles(mdp), Replay(64), np.random.default_rng(0)
-    fresh = play(mdp, roles, "policy", 32, 0, rng)
+    roles = BiasedRoles(mdp)
+    learner = EtpoLearner(roles, config)
+    fresh = play(mdp, roles, "policy", 32, 0, learner.rng)
     sequences = collate(fresh, GAMMA).sequences()
     hidden = roles.hidden("policy", sequences)
 
@@ -77,8 +76,7 @@ def test_the_update_measures_how_far_a_heads_bias_moves_the_policy():
         return (hidden @ roles.tables["policy"].T + roles.bias).log_softmax(-1).detach()
 
     before = log_policy()
-    replay.add(fresh)
-    log = Learner(roles, config).update(fresh, replay, rng)
+    log = learner.update(fresh)
     moved = (before.exp() * (before - log_policy())).sum(-1).mean().item()
     assert roles.bias.detach().abs().max() > 0.05
     assert log.kl_update == pytest.approx(moved, rel=1e-3)
@@ -92,7 +90,7 @@ def test_inside_an_action_q_is_the_value_of_the_next_token_state():
     generator = torch.Generator().manual_seed(0)
     roles.tables["target"].data += torch.randn(roles.tables["target"].shape, generator=generator)
     batch = collate(play(mdp, roles, "policy", 32, 0, np.random.default_rng(0)), GAMMA)
-    targets = Learner(roles, config).targets(batch)
+    targets = EtpoLearner(roles, config).targets(batch)
     inner = batch.discount_K == 1.0
     inner[torch.tensor([len(a.tokens) for a in batch.actions]).cumsum(0) - 1] = False
     assert inner.sum() >= 16
@@ -106,7 +104,7 @@ def test_an_action_that_the_policy_would_no_longer_take_weighs_less(backup):
     mdp = grid_word_mdp(size=3)
     config = Config(beta=BETA, gamma=GAMMA, backup=backup, optimizer="adamw")
     roles = TabularRoles(mdp)
-    learner = Learner(roles, config)
+    learner = EtpoLearner(roles, config)
     batch = collate(play(mdp, roles, "policy", 32, 0, np.random.default_rng(0)), GAMMA)
     fresh = learner.targets(batch).weight
     assert fresh is not None
@@ -124,6 +122,6 @@ def test_an_action_that_the_policy_would_no_longer_take_weighs_less(backup):
     assert weight[ends].tolist() == pytest.approx(want, rel=1e-3)
     assert 0 < min(want) < 0.5, "some action must have become unlikely"
     for without in (Config(replay_weight="none"), Config(q_form="residual"), Config(q_form="logits")):
-        assert Learner(roles, without).targets(batch).weight is None
-    forced = Learner(roles, Config(q_form="residual", replay_weight="truncated"))
+        assert EtpoLearner(roles, without).targets(batch).weight is None
+    forced = EtpoLearner(roles, Config(q_form="residual", replay_weight="truncated"))
     assert forced.targets(batch).weight is not None

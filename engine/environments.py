@@ -1,0 +1,50 @@
+"""The environments of a run, as its configuration asks for them."""
+
+from typing import Any
+
+from etpo.engine.config import Config
+from etpo.envs.data_science import DataScience
+from etpo.envs.vector import VectorRunner, make_env, takes
+
+
+def make_environments(config: Config) -> VectorRunner:
+    """`config.envs` environments of the configured kind; the data-science ones share one scorer.
+
+    Raises:
+        DatasetError: absent or unreadable data.
+        ValueError: no such environment.
+    """
+    if config.env is not None:
+        return VectorRunner([make_env(config.env, **settings_for(config)) for _ in range(config.envs)])
+    first = DataScience(
+        config.dataset,
+        config.target,
+        config.protocol,
+        config.sandbox,
+        config.timeout_s,
+        config.max_episode_steps,
+        reflection=config.reflection,
+    )
+    others = [
+        DataScience(
+            scorer=first.scorer, max_episode_steps=config.max_episode_steps, reflection=config.reflection
+        )
+        for _ in range(config.envs - 1)
+    ]
+    return VectorRunner([first, *others])
+
+
+def settings_for(config: Config) -> dict[str, Any]:
+    """What `config.env` gets of the configuration: the settings that its constructor names.
+
+    Raises:
+        ValueError: `reflection` is off for an environment that has no such parameter.
+    """
+    assert config.env is not None
+    names = ("reflection", "max_episode_steps", "timeout_s", "sandbox")
+    settings = {name: getattr(config, name) for name in names if takes(config.env, name)}
+    if not config.reflection and "reflection" not in settings:
+        raise ValueError(
+            f"--no-reflection: expected an environment with a `reflection` parameter, got {config.env}"
+        )
+    return settings
