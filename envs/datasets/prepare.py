@@ -1,6 +1,9 @@
 """Data sets and their preparation."""
 
 import difflib
+import functools
+import hashlib
+import logging
 import os
 import re
 from dataclasses import dataclass, replace
@@ -17,9 +20,11 @@ from etpo.envs.datasets.catalog import (
     find_recipe,
 )
 from etpo.envs.datasets.fetch import file_of
+from etpo.envs.datasets.table import read_table
 from etpo.envs.datasets.twins import twin_recipe
 
 PROTOCOLS = ("default", "paper")
+CSV_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 MAX_CLASSES = 50  # one-vs-one goes over all pairs: 50 classes take a second a split, 200 a minute
 
 
@@ -28,7 +33,7 @@ class Dataset:
     """A prepared table.
 
     Attributes:
-        name: as given, without `.csv`.
+        name: as given; of a file its name without `.csv`.
         x: [rows, features] float64.
         y: [rows] int64, indices into `class_names`.
         feature_names: the columns of `x`.
@@ -37,6 +42,8 @@ class Dataset:
         synthetic: True for a generated twin, whose numbers say nothing about the real table.
         target: the target's column.
         protocol: `default` or `paper`.
+        is_own_file: True for a CSV file of the user's own, which is read by `read_table`.
+        notes: what was dropped, drawn or guessed on the way, a line each.
     """
 
     name: str
@@ -48,6 +55,14 @@ class Dataset:
     synthetic: bool
     target: str = "target"
     protocol: str = "default"
+    is_own_file: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that a program is scored on: numbers, classes and names."""
+        names = repr((self.feature_names, self.class_names, self.x.shape)).encode()
+        return hashlib.sha256(names + self.x.tobytes() + self.y.tobytes()).hexdigest()
 
 
 def load_dataset(
@@ -59,6 +74,9 @@ def load_dataset(
     column is dropped (see `feature_columns`); text columns become the ranks of their sorted
     values; classes are sorted. With `protocol="paper"` every column of a table that holds any text becomes
     ranks, and some tables keep a seeded share of their rows.
+
+    A CSV file of the user's own is read by `read_table`: of more than 2,000 complete rows so many are drawn
+    with a seed (the first ones with `protocol="paper"`). Its notes are logged as warnings, once each.
 
     Args:
         name_or_csv: one of `dataset_names()` (`_` may stand for `-`), such a name with `:synthetic` behind it
@@ -75,19 +93,45 @@ def load_dataset(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be default or paper, got {protocol!r}")
-    if name_or_csv.lower().endswith(".csv") or os.sep in name_or_csv:
+    if name_or_csv.lower().endswith(CSV_ENDINGS) or os.sep in name_or_csv:
         path = Path(name_or_csv)
         if target is None:
             raise ValueError(f"{path}: a CSV file needs its target column; give --target COLUMN")
-        recipe = Recipe(target, f"file {path.name}")
-        table = read_csv(path)
-        name = path.stem
-    else:
-        name, recipe = recipe_of(name_or_csv)
-        table = read_csv(file_of(name, data_home)) if recipe.table is None else recipe.table()
-        if target is not None:
-            recipe = replace(recipe, target=target)
+        return load_own_file(path, target, protocol)
+    name, recipe = recipe_of(name_or_csv)
+    table = read_csv(file_of(name, data_home)) if recipe.table is None else recipe.table()
+    if target is not None:
+        recipe = replace(recipe, target=target)
     return prepare(name, table, recipe, protocol)
+
+
+def load_own_file(path: Path, target: str, protocol: str) -> Dataset:
+    """Load and prepare a CSV file of the user's own; see `load_dataset`."""
+    target = target.strip()
+    try:
+        table, notes = read_table(path, target, head=protocol == "paper")
+    except OSError as error:
+        raise DatasetError(f"{path}: expected a CSV file, got: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}") from error
+    name = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+    dataset = prepare(name, table, Recipe(target, f"file {path.name}"), protocol)
+    left_out = [str(c) for c in table.columns if c != target and str(c) not in dataset.feature_names]
+    notes += [f"identifier {column!r} left out" for column in left_out]
+    dataset = replace(dataset, is_own_file=True, notes=tuple(notes))
+    if notes:
+        rows, features = dataset.x.shape
+        _say(
+            f"{path.name}: {'; '.join(notes)}; {rows} rows and {features} features used",
+            f"{path}: {dataset.digest}",
+        )
+    return dataset
+
+
+@functools.lru_cache(maxsize=64)
+def _say(line: str, table: str) -> None:
+    """Log a line, once for one table: a command loads it several times."""
+    logging.getLogger(__name__).warning(line)
 
 
 def recipe_of(name: str) -> tuple[str, Recipe]:
@@ -125,8 +169,8 @@ def prepare(name: str, table: pd.DataFrame, recipe: Recipe, protocol: str) -> Da
     classes = table[target].nunique()
     if classes < 2 or not features:
         raise DatasetError(
-            f"data set {name}: its first {len(table)} complete rows have {len(features)} features and "
-            f"{classes} values of {target!r}; expected at least 1 feature and 2 values"
+            f"data set {name}: expected at least 1 feature and 2 values of {target!r}, got {len(features)} "
+            f"and {classes} in {len(table)} complete rows"
         )
     if classes > MAX_CLASSES:
         raise DatasetError(

@@ -114,13 +114,14 @@ def test_preparation_of_a_csv(tmp_path):
     assert data.y.tolist() == [1 if i % 4 else 0 for i in kept]
 
 
-def test_the_first_2000_complete_rows_are_kept(tmp_path):
-    table = pd.DataFrame({"a": np.arange(2500.0), "y": np.arange(2500) % 2})
+def test_the_first_2000_complete_rows_of_a_named_table_are_kept(tmp_path):
+    table = pd.DataFrame({"a": np.arange(2500.0), "target": np.arange(2500) % 2})
     table.loc[0, "a"] = np.nan
-    path = tmp_path / "long.csv"
-    table.to_csv(path, index=False)
-    data = load_dataset(str(path), "y")
+    (tmp_path / "kidney-stone").mkdir()
+    table.to_csv(tmp_path / "kidney-stone/long.csv", index=False)
+    data = load_dataset("kidney-stone", data_home=tmp_path)
     assert data.x[:, 0].tolist() == list(range(1, 2001))
+    assert data.notes == ()
 
 
 def test_classes_are_sorted_as_numbers(tmp_path):
@@ -170,9 +171,13 @@ def test_errors_are_one_line(tmp_path):
     cases = [
         (("tic-tac",), UnknownDataset, "did you mean tic-tac-toe"),
         ((str(tmp_path / "none.csv"), "y"), DatasetError, "No such file"),
-        ((write(tmp_path / "empty.csv", ""), "y"), DatasetError, "cannot read"),
-        ((path, "lable"), DatasetError, "no column 'lable'; did you mean 'label'"),
-        ((path, "label"), DatasetError, "1 values of 'label'"),
+        ((write(tmp_path / "empty.csv", ""), "y"), DatasetError, "empty file"),
+        (
+            (path, "lable"),
+            DatasetError,
+            "expected a column 'lable', got 2: 'age', 'label'; did you mean 'label'",
+        ),
+        ((path, "label"), DatasetError, "2 values of 'label', got 1 and 1 in 2 complete rows"),
         ((numbers, "y"), DatasetError, "at most 50 classes, got 'y' with 200 values in 200 rows"),
         ((str(tmp_path / "latin.csv"), "y"), DatasetError, "expected a CSV file in UTF-8"),
         ((path,), ValueError, "--target"),
