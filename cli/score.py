@@ -1,6 +1,7 @@
 """`etpo score`: one program's reward."""
 
 import json
+import tokenize
 from pathlib import Path
 
 import click
@@ -30,8 +31,9 @@ def score(
     code is 0 whatever the program did.
     """
     try:
-        source = program.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with tokenize.open(program) as file:  # reads byte order marks and coding lines as Python does
+            source = file.read()
+    except (OSError, UnicodeDecodeError, SyntaxError) as error:
         reason = error.strerror if isinstance(error, OSError) else "text that is not UTF-8"
         raise Failed(
             f"{program}: expected a Python file, got: {reason}; give the path of a program"

@@ -52,7 +52,7 @@ def test_best_program_of_any_csv_drops_the_identifier_and_names_a_missing_target
     assert float(out.split()[3]) == pytest.approx(score.auc_mean, abs=1e-12)
     code, out, err = run(tmp_path, text, "Klass")
     assert code == 1
-    assert "no column 'Klass'" in err
+    assert "expected a column 'Klass'" in err
     assert err.count("\n") == 1
 
 
@@ -62,3 +62,55 @@ def test_no_name_breaks_out_of_the_head(small, name):
     head = ast.parse(text).body[0]
     assert isinstance(head, ast.Expr)
     assert f"data set {name}: mean" in ast.literal_eval(head.value)
+
+
+MODEL = "    return LogisticRegression(C=s).fit(x_train, y_train)\n"
+HEAD = "from sklearn.linear_model import LogisticRegression\n"
+PROGRAMS = {
+    "future": "from __future__ import annotations\n"
+    + HEAD
+    + "def build_model(x_train, y_train, s=1.0):\n"
+    + MODEL,
+    "docstring": '"""A model."""\nfrom __future__ import annotations\n'
+    + HEAD
+    + "def build_model(x_train, y_train, s=1.0):\n"
+    + MODEL,
+    "names of the harness": HEAD
+    + "np = encode = halves = random = sys = 3.0\ndef main(): return 0.5\n"
+    + "def build_model(x_train, y_train):\n    s = main()\n"
+    + MODEL,
+    "a global that counts": HEAD
+    + "n = [0]\ndef build_model(x_train, y_train):\n    n[0] += 1; s = 0.1 / n[0] ** 9\n"
+    + MODEL,
+    "random numbers while it is read": "import numpy as np\n"
+    + HEAD
+    + "s = np.random.rand()\ndef build_model(x_train, y_train):\n"
+    + MODEL,
+    "its own name": HEAD
+    + "if __name__ == '__main__':\n    raise SystemExit(3)\n"
+    + "def build_model(x_train, y_train, s=1.0):\n    print('built')\n"
+    + MODEL,
+    "strings": HEAD
+    + "t = '''a\\tb\n\n c'''\ndef build_model(x_train, y_train):\n    s = float(len(t))\n"
+    + MODEL,
+    "odd characters": HEAD
+    + "t = 'a\x0c\u2028b'\ndef build_model(x_train, y_train):\n    s = float(len(t))\n"
+    + MODEL,
+}
+
+
+def test_a_program_is_kept_apart_from_its_harness(sandbox, tmp_path):
+    rows = [
+        f"{i * 7 % 11}.5;{i * 37 % 13},25;{'None' if (i * 7 % 11 + i % 3) > 6 else 'b'}" for i in range(90)
+    ]
+    (tmp_path / "data.csv").write_text("a;b;y\n" + "\n".join([*rows, "x;1,5;b", ";;b"]) + "\n")
+    data = load_dataset(str(tmp_path / "data.csv"), "y")
+    assert len(data.y) == 90
+    scorer = Scorer(data, sandbox)
+    for name, program in PROGRAMS.items():
+        score = scorer.score(program)
+        assert score.outcome == "ok", (name, score)
+        code, out, err = run(tmp_path, best_program(program, data, score.auc_mean, score.auc_std), "y")
+        assert code == 0, (name, err)
+        assert out == f"ROC AUC mean {score.auc_mean!s} std {score.auc_std!s}\n", name
+    assert "2 of 92 rows dropped" in err

@@ -9,6 +9,12 @@ WHOLE = "def build_model(x_train, y_train):\n" + BODY
 IMPORTS = "import numpy as np\nfrom a.b import (\n    Model,\n)\n\n"
 BRACKET = "    x = f(\n1,\n)\n    return x\n"
 STRING = "    x = '''\na\n'''\n    return x\n"
+STRINGS = "def build_model(x, y):\n    return '''a\n  \n   b\n'''\n"
+ODD = "s = 'a\x0c\u2028b'\nreturn s\n"
+WRAPPED = WHOLE + "build_model = f(build_model)\n"
+SPACED = WHOLE.replace("build_model(", "build_model (")
+ASSIGNED = "import m\nbuild_model = lambda x, y: m.f(x, y)\n"
+BRANCH = "import m\nif m.v > 2:\n    def build_model(x, y):\n        return 1\n"
 HELPER = "def scale(x):\n    return x / 2\n\n\n"
 
 CASES = {
@@ -28,7 +34,19 @@ CASES = {
     "a call behind the function": (WHOLE + "\nmodel = build_model(x, y)\nprint(model)\n", WHOLE),
     "a helper behind the function": (WHOLE + "\n" + HELPER, WHOLE + "\n" + HELPER.rstrip() + "\n"),
     "a fenced block": (f"Here it is:\n\n```python\n{IMPORTS}{WHOLE}```\nIt is good.", IMPORTS + WHOLE),
-    "a fenced body": (f"```\n{BODY}```", "m = Model()\nreturn m.fit(x_train, y_train)\n"),
+    "a fenced body": (f"```\n{BODY}```", BODY),
+    "a fenced string": (f"```\n{STRINGS}```", STRINGS),
+    "a fenced string in a list": (
+        "1. so\n   ```\n   " + STRINGS.replace("\n", "\n   ") + "\n   ```\n",
+        STRINGS,
+    ),
+    "a string with other line ends": (ODD + "\nIt is so.", ODD),
+    "a blank before the bracket": ("So:\n" + SPACED, SPACED),
+    "an assignment": ("Sure\n" + ASSIGNED + "print(build_model)\n", ASSIGNED),
+    "a branch": (BRANCH + "build_model(x, y)\n", BRANCH),
+    "a constant before the function": ("# so\nC = 2\n" + WHOLE, "C = 2\n" + WHOLE),
+    "a function that is wrapped": (WRAPPED + "print(1)\n", WRAPPED),
+    "a byte order mark": ("\ufeff" + WHOLE, WHOLE),
     "a block in a list": ("- so:\n  ```python\n  " + WHOLE.replace("\n", "\n  ") + "\n  ```\n", WHOLE),
     "a block that is not closed": (f"```python\n{WHOLE}", WHOLE),
     "two blocks": (f"```bash\npip install x\n```\nthen\n```python\n{WHOLE}```", WHOLE),
