@@ -28,6 +28,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs/options.md: engine/config.py engine/options.py cli/options.py engine/learners/__init__.py engine/rates.py $(STAMP)
+	$(BIN)/python -P -m etpo.cli.options > $@
+
 $(STAMP): pyproject.toml constraints.txt
 	@echo "building $(VENV): PyTorch and the other dependencies, a few minutes"
 	@$(PYTHON) -m venv $(VENV)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from etpo import __version__
-from etpo.engine.config import nearest
+from etpo.engine.options import nearest
 from etpo.engine.report.summary import Window, learned, read_programs
 from etpo.engine.run_folder import RunFolder
 from etpo.envs.datasets import load_dataset

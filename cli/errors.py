@@ -4,7 +4,6 @@
 interrupted.
 """
 
-import errno
 import os
 import sys
 import traceback
@@ -14,21 +13,9 @@ from typing import Any, NoReturn
 
 import click
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+from etpo import EtpoError
 
-# Decided by name: to import these classes would import torch, and make every `--help` slow. The first hit
-# along a class's bases counts.
-EXIT_CODES = {
-    "UnknownDataset": USAGE,
-    "DatasetError": FAILED,
-    "ModelError": FAILED,
-    "CheckpointError": FAILED,
-    "SandboxError": FAILED,
-    "AgentError": FAILED,
-    "OSError": FAILED,
-    "ValueError": USAGE,
-}
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 class Failed(click.ClickException):
@@ -100,7 +87,7 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        from etpo.engine.config import nearest
+        from etpo.engine.options import nearest
 
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
@@ -112,13 +99,10 @@ class Group(click.Group):
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The exit code that an exception ends a command with."""
-    if isinstance(error, click.ClickException):
+    """The exit code that an exception ends a command with: its own, or by its kind."""
+    if isinstance(error, click.ClickException | EtpoError):
         return error.exit_code
-    if type(error).__name__ == "RunFolderError":
-        return USAGE if getattr(error, "usage", False) else FAILED
-    names = [kind.__name__ for kind in type(error).__mro__]
-    return next((EXIT_CODES[name] for name in names if name in EXIT_CODES), FAILED)
+    return USAGE if isinstance(error, ValueError) else FAILED
 
 
 def message_of(error: BaseException) -> str:
@@ -131,17 +115,9 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         what = f"{error.filename}: " if error.filename else ""
         return _one_line(f"{what}{error.strerror}")
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & (set(EXIT_CODES) | {"RunFolderError"}) and str(error):
+    if isinstance(error, EtpoError | ValueError | OSError) and str(error):
         return _one_line(str(error))
     return _one_line(f"unexpected {type(error).__name__}: {error}") + "; `etpo --debug …` shows where"
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """True where a file could not be written for want of space; safetensors says so in words only."""
-    if isinstance(error, OSError):
-        return error.errno in DISK_FULL
-    return type(error).__name__ == "SafetensorError" and "No space left on device" in str(error)
 
 
 def _nobody_reads() -> bool:

@@ -41,11 +41,11 @@ def evaluate(run: Path, n: int, seed: int, json_file: Path | None, device: str) 
     scored on twenty more random halvings of the data, which training never saw (auc_fresh). Of a run on --env
     the first action of n episodes is drawn and rewarded.
     """
-    from etpo.cli.train import check_data
     from etpo.engine.config import resolve
-    from etpo.engine.report.summary import existing_run
+    from etpo.engine.opening import check_data
+    from etpo.engine.run_folder import RunFolder
 
-    config = resolve({}, existing_run(run).config_file)
+    config = resolve({}, RunFolder.existing(run).config_file)
     check_data(config)
 
     from etpo.engine.trained import load, quiet_transformers

@@ -19,9 +19,9 @@ def export(run: Path, out: Path, role: str, merge: bool) -> None:
     A run with full weights gives a model folder. A run with adapters (lora) gives an adapter in PEFT's
     format, or with --merge a model folder. Weights are safetensors.
     """
-    from etpo.engine.report.summary import existing_run
+    from etpo.engine.run_folder import RunFolder
 
-    existing_run(run)
+    RunFolder.existing(run)
     new_folder(out)
 
     from etpo.engine.trained import load, quiet_transformers

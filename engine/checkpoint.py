@@ -18,12 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from etpo import EtpoError
 from etpo.engine.models.roles import FullRoles, LoraRoles
 
 KEPT = 3
 
 
-class CheckpointError(Exception):
+class CheckpointError(EtpoError):
     """No usable checkpoint; the message says what was found."""
 
 

@@ -1,119 +1,23 @@
 """The configuration of a run: one frozen dataclass, its presets, its TOML form.
 
 Precedence is flag, then `--config` file, then `--preset`, then default; unknown keys are refused with the
-nearest name.
+nearest name. A new option is one field here: the checks, the command line with its help, the TOML file and
+docs/options.md are made from it.
 """
 
 import dataclasses
-import difflib
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import tomli_w
 
-# What the machine's numbers, its threads and its processes can take.
-MOST = {"seed": 2**63 - 1, "threads": 1024, "envs": 1024}
+from etpo.engine.learners import ALGORITHMS
+from etpo.engine.options import declared, nearest, one_of, setting
+from etpo.engine.rates import LEARNING_RATES
 
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides a run. Units stand in the names; β is in reward units.
-
-    Attributes:
-        preset: the preset that `resolve` merged in, for the record; of itself it sets nothing.
-
-    Raises:
-        ValueError: a value of the wrong type or outside its range; the message names the option, what was
-            expected and what came.
-    """
-
-    # what is learned, and on what
-    dataset: str = "tic-tac-toe"
-    target: str | None = None
-    env: str | None = None
-    model: str = "etpo-nano"
-    algo: Literal["etpo", "reflection"] = "etpo"
-    preset: str | None = None
-    steps: int = 500
-    seed: int = 0
-    # rollout
-    envs: int = 8
-    rollout_steps: int = 2
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_episode_steps: int = 5
-    prompt_form: Literal["auto", "completion", "infill", "chat"] = "auto"
-    reflection: bool = True
-    # a model behind an HTTP API in the place of `model`
-    agent: str | None = None
-    base_url: str | None = None
-    agent_timeout_s: float = 120.0
-    agent_retries: int = 6
-    prompt_price: float = 0.0
-    completion_price: float = 0.0
-    # the update
-    beta: float = 0.1
-    gamma: float = 0.99
-    lam: float = 1.0
-    q_form: Literal["logits", "residual", "normalised"] = "normalised"
-    backup: Literal["expected", "soft"] = "soft"
-    roles: Literal["auto", "full", "lora"] = "auto"
-    lora_rank: int = 16
-    optimizer: Literal["auto", "sgd", "adamw", "lion"] = "auto"
-    lr: float | None = None
-    critic_lr: float | None = None
-    value_lr: float | None = None
-    clip_norm: float = 1.0
-    huber_delta: float = 10.0
-    tau: float = 0.9
-    max_kl_update: float = 0.02
-    replay_capacity: int = 512
-    replay_weight: Literal["auto", "none", "truncated"] = "auto"
-    minibatch: int = 32
-    updates_per_batch: int = 5
-    # the environment
-    protocol: Literal["default", "paper"] = "default"
-    sandbox: Literal["strict", "default", "off"] = "default"
-    timeout_s: float = 10.0
-    # the machine
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: int = 0
-    checkpoint_every: int = 80
-    out: str | None = None
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name)))
-        for name, low in (
-            ("steps", 1), ("envs", 1), ("rollout_steps", 1), ("max_new_tokens", 1), ("max_episode_steps", 1),
-            ("top_k", 0), ("lora_rank", 1), ("replay_capacity", 1), ("minibatch", 1),
-            ("updates_per_batch", 1), ("threads", 0), ("checkpoint_every", 1), ("seed", 0),
-            ("agent_retries", 0), ("prompt_price", 0), ("completion_price", 0),
-        ):  # fmt: skip
-            value, high = getattr(self, name), MOST.get(name, float("inf"))
-            if not low <= value <= high:
-                upper = f" and ≤ {high}" if name in MOST else ""
-                raise ValueError(f"{option(name)}: expected a number ≥ {low}{upper}, got {value}")
-        for name in (
-            "temperature", "beta", "lr", "critic_lr", "value_lr", "clip_norm", "huber_delta",
-            "max_kl_update", "timeout_s", "agent_timeout_s",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not 0.0 < value < float("inf"):
-                raise ValueError(f"{option(name)}: expected a finite number > 0, got {value}")
-        for name in ("gamma", "lam", "tau", "top_p"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0 or (name == "top_p" and value == 0.0):
-                raise ValueError(f"{option(name)}: expected a number from 0 to 1, got {value}")
-        if self.agent is not None and self.algo != "reflection":
-            raise ValueError(f"--agent: expected --algo reflection beside it (an API cannot be "
-                             f"trained), got --algo {self.algo}")  # fmt: skip
-
+__all__ = ["OPTIONS", "PRESETS", "Config", "nearest", "read_toml", "resolve", "to_toml"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The authors' setting, on the paper's update: one batch on policy, one step of Lion, one-step backup.
@@ -126,16 +30,181 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# The headings of the help, in their order.
+TASK = "What is learned, and on what"
+ROLLOUT = "Writing programs"
+AGENT = "A model behind an HTTP API in the place of --model"
+OBJECTIVE = "What the update aims at"
+UPDATE = "How the update steps"
+ENVIRONMENT = "Running programs"
+MACHINE = "Machine and folder"
 
-def option(name: str) -> str:
-    """The command-line spelling of a key: `max_kl_update` → `--max-kl-update`."""
-    return "--" + name.replace("_", "-")
+
+def _by_optimizer(rate: str) -> str:
+    """What a step size is where it is not given."""
+    return ", ".join(f"{getattr(rates, rate):g} for {name}" for name, rates in LEARNING_RATES.items())
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """`; did you mean 'x'?` for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run; docs/options.md explains each option.
+
+    Raises:
+        ValueError: a value of the wrong type or outside its bounds; the message names the option, what was
+            expected and what came.
+    """
+
+    dataset: str = setting(
+        "tic-tac-toe", TASK, "Data set by name (see `etpo data list`), or the path of a CSV file."
+    )
+    target: str | None = setting(None, TASK, "The target's column; needed for a CSV file.")
+    env: str | None = setting(
+        None, TASK, "Another environment in the data set's place: a gymnasium id or module:Class."
+    )
+    model: str = setting("etpo-nano", TASK, "Model folder, hub name (owner/name), or the bundled etpo-nano.")
+    algo: str = setting(
+        "etpo", TASK, "; ".join(f"{name} {algorithm.help}" for name, algorithm in ALGORITHMS.items()) + ".",
+        choices=tuple(ALGORITHMS),
+    )  # fmt: skip
+    # `resolve` merges the preset in; of itself the field sets nothing, it only keeps the name.
+    preset: str | None = setting(
+        None, TASK, "A named set of options; flags and --config override it.", choices=tuple(PRESETS)
+    )
+    steps: int = setting(
+        500, TASK, "Programs executed in all, counted over all environments.", unit="programs", low=1,
+        resumable=True,
+    )  # fmt: skip
+    seed: int = setting(0, TASK, "Seed of every random draw.", low=0, high=2**63 - 1)
+
+    envs: int = setting(8, ROLLOUT, "Environments that are stepped together.", low=1, high=1024)
+    rollout_steps: int = setting(
+        2, ROLLOUT, "Programs that each environment executes between two updates.", unit="programs", low=1
+    )
+    max_new_tokens: int = setting(
+        256, ROLLOUT, "Longest program; a longer one is executed as it stands.", unit="tokens", low=1
+    )
+    temperature: float = setting(1.0, ROLLOUT, "Of sampling; 1 draws from the policy itself.", above=0)
+    top_k: int = setting(0, ROLLOUT, "Draw from the k likeliest tokens; 0: from all.", low=0)
+    top_p: float = setting(
+        1.0, ROLLOUT, "Draw from the likeliest tokens that make up this probability; 1: from all.", above=0,
+        high=1,
+    )  # fmt: skip
+    max_episode_steps: int = setting(
+        5, ROLLOUT, "Failed programs after which an episode starts anew.", unit="programs", low=1
+    )
+    prompt_form: Literal["auto", "completion", "infill", "chat"] = setting(
+        "auto", ROLLOUT,
+        "How the task is put to the model; auto: as its tokenizer asks for (docs/prompts.md).",
+    )  # fmt: skip
+    reflection: bool = setting(
+        True, ROLLOUT,
+        "Show a failed program and its error in the next prompt; without, each attempt is fresh.",
+    )  # fmt: skip
+
+    agent: str | None = setting(
+        None, AGENT,
+        "openai:MODEL behind an OpenAI-compatible HTTP API, for --algo reflection; key: OPENAI_API_KEY.",
+    )  # fmt: skip
+    base_url: str | None = setting(None, AGENT, "Where that API is.", unset="https://api.openai.com/v1")
+    agent_timeout_s: float = setting(
+        120.0, AGENT, "Time that the API may take for one answer.", unit="seconds", above=0
+    )
+    agent_retries: int = setting(
+        6, AGENT, "Further tries where the API is busy, fails or does not answer.", low=0
+    )
+    prompt_price: float = setting(
+        0.0, AGENT, "Price of what is sent to the API, to count the cost.",
+        unit="US dollars a million tokens", low=0,
+    )  # fmt: skip
+    completion_price: float = setting(
+        0.0, AGENT, "Price of what the API writes.", unit="US dollars a million tokens", low=0
+    )
+
+    beta: float = setting(0.1, OBJECTIVE, "Weight β of the KL to the reference.", unit="reward", above=0)
+    gamma: float = setting(
+        0.99, OBJECTIVE, "Discount γ from one program to the next (inside a program it is 1).", low=0, high=1
+    )
+    lam: float = setting(
+        1.0, OBJECTIVE, "λ of the Retrace traces: 0 looks one token ahead, 1 to the end of the episode.",
+        low=0, high=1,
+    )  # fmt: skip
+    q_form: Literal["logits", "residual", "normalised"] = setting(
+        "normalised", OBJECTIVE, "How Q is read from the critic's logits."
+    )
+    backup: Literal["expected", "soft"] = setting(
+        "soft", OBJECTIVE, "Value of the next state: expected under the policy, or soft (log-sum-exp)."
+    )
+
+    roles: Literal["auto", "full", "lora"] = setting(
+        "auto", UPDATE,
+        "Separate weights (full), adapters on one base (lora), or by size (auto: lora above 100 million "
+        "parameters).",
+    )  # fmt: skip
+    lora_rank: int = setting(16, UPDATE, "Rank of the adapters.", low=1)
+    optimizer: Literal["auto", "sgd", "adamw", "lion"] = setting(
+        "auto", UPDATE,
+        "Optimiser of policy and critic; auto: momentum SGD for full weights, AdamW for adapters.",
+    )  # fmt: skip
+    lr: float | None = setting(
+        None, UPDATE, "Step size of the policy.", above=0, unset=_by_optimizer("policy")
+    )
+    critic_lr: float | None = setting(
+        None, UPDATE, "Step size of the critic.", above=0, unset=_by_optimizer("critic")
+    )
+    value_lr: float | None = setting(
+        None, UPDATE, "Step size of the critic's scalar head.", above=0, unset=_by_optimizer("value")
+    )
+    clip_norm: float = setting(1.0, UPDATE, "Largest norm of a gradient.", above=0)
+    huber_delta: float = setting(
+        10.0, UPDATE, "Where the critic's loss turns from square to linear.", unit="reward", above=0
+    )
+    tau: float = setting(
+        0.9, UPDATE, "Share of itself that the target network keeps at each step.", low=0, high=1
+    )
+    max_kl_update: float = setting(
+        0.02, UPDATE, "Bound on the KL by which one update may move the policy.", unit="nat a token", above=0
+    )
+    replay_capacity: int = setting(512, UPDATE, "Programs kept for later updates.", unit="programs", low=1)
+    replay_weight: Literal["auto", "none", "truncated"] = setting(
+        "auto", UPDATE,
+        "Of a replayed program in the critic's loss; truncated: its min(1, π/μ); none: 1; auto: truncated "
+        "for --q-form normalised.",
+    )  # fmt: skip
+    minibatch: int = setting(32, UPDATE, "Programs in one gradient step.", unit="programs", low=1)
+    updates_per_batch: int = setting(5, UPDATE, "Gradient steps between two rollouts.", low=1)
+
+    protocol: Literal["default", "paper"] = setting(
+        "default", ENVIRONMENT, "How the data set is prepared; paper does as the authors' code does."
+    )
+    sandbox: Literal["strict", "default", "off"] = setting(
+        "default", ENVIRONMENT,
+        "strict refuses to run with fewer than all layers (see `etpo doctor`); off asks twice.",
+    )  # fmt: skip
+    timeout_s: float = setting(
+        10.0, ENVIRONMENT, "Time that a program may take on one of its five splits.", unit="seconds", above=0
+    )
+
+    device: str = setting("auto", MACHINE, "auto, cpu, cuda or cuda:N.", resumable=True)
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", MACHINE, "Of the weights; auto: bfloat16 for adapters on a GPU, else float32."
+    )
+    threads: int = setting(0, MACHINE, "CPU threads; 0: one for each core.", low=0, high=1024, resumable=True)
+    checkpoint_every: int = setting(
+        80, MACHINE, "Programs between two checkpoints.", unit="programs", low=1, resumable=True
+    )
+    out: str | None = setting(
+        None, MACHINE, "The run's folder, new or empty.", unset="runs/<dataset>-<algo>-s<seed>-<time>"
+    )
+
+    def __post_init__(self) -> None:
+        for name, one in OPTIONS.items():
+            object.__setattr__(self, name, one.checked(getattr(self, name)))
+        if self.agent is not None and self.algo != "reflection":
+            raise ValueError(f"--agent: expected --algo reflection beside it (an API cannot be "
+                             f"trained), got --algo {self.algo}")  # fmt: skip
+
+
+OPTIONS = declared(Config)
 
 
 def resolve(flags: dict[str, Any], file: Path | None = None, preset: str | None = None) -> Config:
@@ -147,19 +216,15 @@ def resolve(flags: dict[str, Any], file: Path | None = None, preset: str | None 
         preset: name of a preset, or None; a `preset` key in the file counts where no flag names one.
 
     Raises:
-        ValueError: unknown key, unknown preset, or a value of the wrong type or range.
+        ValueError: unknown key, unknown preset, or a value of the wrong type or outside its bounds.
     """
-    known = [field.name for field in dataclasses.fields(Config)]
     from_file = read_toml(file) if file else {}
     for key in from_file:
-        if key not in known:
-            raise ValueError(f"{file}: unknown key '{key}'{nearest(key, known)}")
+        if key not in OPTIONS:
+            raise ValueError(f"{file}: unknown key '{key}'{nearest(key, list(OPTIONS))}")
     preset = preset or flags.get("preset") or from_file.get("preset")
-    if preset is not None and preset not in PRESETS:
-        raise ValueError(f"--preset: expected one of {', '.join(PRESETS)}, got '{preset}'"
-                         f"{nearest(preset, list(PRESETS))}")  # fmt: skip
-    merged = {**(PRESETS[preset] if preset else {}), **from_file, **flags, "preset": preset}
-    return Config(**merged)
+    values = {} if preset is None else PRESETS[one_of("--preset", preset, list(PRESETS))]
+    return Config(**{**values, **from_file, **flags, "preset": preset})
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -173,23 +238,3 @@ def read_toml(path: Path) -> dict[str, Any]:
 def to_toml(config: Config) -> str:
     """The complete effective configuration; keys whose value is None are left out."""
     return tomli_w.dumps({k: v for k, v in dataclasses.asdict(config).items() if v is not None})
-
-
-def _typed(key: str, value: Any) -> Any:
-    """`value` as the field's type wants it; an int is welcome where a float is wanted."""
-    hint = get_type_hints(Config)[key]
-    options = get_args(hint) if get_origin(hint) is not Literal else ()
-    if value is None and type(None) in options:
-        return None
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            words = [str(word) for word in get_args(hint)]
-            raise ValueError(f"{option(key)}: expected one of {', '.join(words)}, got '{value}'"
-                             f"{nearest(str(value), words)}")  # fmt: skip
-        return value
-    kind = next((t for t in options if t is not type(None)), hint)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{option(key)}: expected {kind.__name__}, got {value!r}")
-    return value

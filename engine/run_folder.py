@@ -1,12 +1,17 @@
 """What a run leaves on disk: config, metrics, programs, the best program, TensorBoard events."""
 
+import contextlib
+import fcntl
 import json
 import math
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from etpo import EtpoError
 from etpo.engine.config import Config, to_toml
 
 METRICS = (
@@ -15,12 +20,12 @@ METRICS = (
 )  # fmt: skip
 
 
-class RunFolderError(Exception):
+class RunFolderError(EtpoError):
     """The folder cannot be used. `usage` is True where another `--out` or `--resume` mends it."""
 
     def __init__(self, message: str, *, usage: bool) -> None:
         super().__init__(message)
-        self.usage = usage
+        self.exit_code = 2 if usage else 1
 
 
 class RunFolder:
@@ -63,6 +68,55 @@ class RunFolder:
                 "choose another", usage=False,
             ) from None  # fmt: skip
         return folder
+
+    @classmethod
+    def existing(cls, path: Path) -> "RunFolder":
+        """The folder of a run.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        folder = cls(path)
+        if not folder.config_file.is_file():
+            found = "a folder without one" if path.is_dir() else "no such folder"
+            raise RunFolderError(
+                f"{path}: expected the folder of a run (with config.toml), got {found}; "
+                "give the folder that `etpo train` named",
+                usage=False,
+            )
+        return folder
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Lock the folder while it is written to: two trainings in one folder would mix their records.
+
+        Raises:
+            RunFolderError: another process holds it.
+        """
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunFolderError(
+                    f"{self.path}: expected a run that stands still, got one that another `etpo train` is "
+                    "writing to; wait for its end, or stop it",
+                    usage=False,
+                ) from error
+            except OSError:  # some network file systems know no such locks
+                pass
+            yield
+        finally:
+            os.close(fd)
+
+    def discard_if_unused(self) -> None:
+        """Take away what a run wrote that failed before its first checkpoint, so that the path is free."""
+        if not self.checkpoints.exists() and not self.metrics_file.exists():
+            self.config_file.unlink(missing_ok=True)
+            for model in (self.reference, self.path / ".reference.partial"):
+                shutil.rmtree(model, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def append(self, metrics: dict[str, Any], programs: list[dict[str, Any]]) -> None:
         """One iteration's records, flushed."""

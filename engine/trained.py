@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from etpo.engine.checkpoint import CheckpointError, latest_checkpoint, load_roles
-from etpo.engine.config import Config, resolve, to_toml
+from etpo.engine.config import Config, resolve
 from etpo.engine.environments import settings_for
 from etpo.engine.learners import learner_class
 from etpo.engine.models.language_model import BUNDLED, LanguageModel, bundled_path
@@ -18,8 +18,7 @@ from etpo.engine.models.open import make_roles, open_model
 from etpo.engine.models.prompt_form import PromptForm, encoded
 from etpo.engine.models.roles import FullRoles, LoraRoles, Role
 from etpo.engine.models.sampler import Sampling, sample_actions
-from etpo.engine.report.summary import existing_run
-from etpo.engine.run_folder import RunFolder, write_atomically
+from etpo.engine.run_folder import RunFolder
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import task_prompt
 from etpo.envs.vector import make_env
@@ -112,7 +111,7 @@ def load(path: str | Path, device: str = "auto") -> Trained:
         CheckpointError: no usable checkpoint in it.
         ModelError: the base is absent or unreadable.
     """
-    folder = existing_run(Path(path))
+    folder = RunFolder.existing(Path(path))
     config = replace(resolve({}, folder.config_file), device=device)
     if config.agent is not None:
         raise ValueError(f"{path}: expected a run of a model, got one of --agent {config.agent}, which has "
@@ -128,18 +127,6 @@ def load(path: str | Path, device: str = "auto") -> Trained:
     load_roles(roles, checkpoint.tensors)
     best = checkpoint.state["best"]
     return Trained(config, folder, checkpoint.step, best["action"] if best else None, roles, tokenizer, notes)
-
-
-def resumed_run(path: Path, config: Config) -> RunFolder:
-    """An existing run's folder, its config.toml rewritten for a run that goes on as `config` says.
-
-    Raises:
-        RunFolderError: no run there.
-        OSError: the folder cannot be written.
-    """
-    folder = existing_run(path)
-    write_atomically(folder.config_file, to_toml(config))
-    return folder
 
 
 def first_state(config: Config) -> tuple[str, str]:

@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from etpo.envs.scoring import Score
 
 __version__ = "0.1.0"
-__all__ = ["Config", "__version__", "load", "score", "train"]
+__all__ = ["Config", "EtpoError", "__version__", "load", "score", "train"]
+
+
+class EtpoError(Exception):
+    """What etpo raises on bad input, but for ValueError: one line that says what was expected and what came.
+
+    Attributes:
+        exit_code: what the command line ends with: 1 failed, 2 wrong use.
+    """
+
+    exit_code = 1
 
 
 def __getattr__(name: str) -> Any:
@@ -37,15 +47,14 @@ def train(config: "Config", out: str | Path | None = None, resume: bool = False)
         ModelError, DatasetError, ValueError: bad input, one line.
     """
     from etpo.engine.loop import train as run_loop
+    from etpo.engine.opening import open_folder, placed
     from etpo.engine.report.page import write_report
-    from etpo.engine.run_folder import RunFolder, default_out
-    from etpo.engine.trained import resumed_run
 
-    path = Path(out or config.out or default_out(config))
-    folder = resumed_run(path, config) if resume else RunFolder.create(path, config)
-    outcome = run_loop(config, folder, resume=resume)
-    if outcome.step:
-        write_report(folder)
+    config = placed(config, out)
+    with open_folder(config, resume=resume) as folder:
+        outcome = run_loop(config, folder, resume=resume)
+        if outcome.step:
+            write_report(folder)
     return outcome
 
 

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
+from etpo import EtpoError
 from etpo.engine.config import Config
 from etpo.engine.models.prompt_form import chat_message
 
@@ -30,7 +31,7 @@ RETRIED = (408, 409, 429, 500, 502, 503, 504, 529)
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 
 
-class AgentError(Exception):
+class AgentError(EtpoError):
     """The API refuses, or does not answer. One line; never holds the key."""
 
 

@@ -17,6 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import logging as transformers_logging
 
+from etpo import EtpoError
+
 # (layer, query [N, H, d], key [N, G, d], value [N, G, d]) -> [N, H, d]; H heads, G key-value heads.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -27,7 +29,7 @@ LEAN_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 NOT_READ = "expected a causal LM with a key-value cache and one LM head, got"
 
 
-class ModelError(Exception):
+class ModelError(EtpoError):
     """A model folder that is absent, incomplete or unreadable."""
 
 

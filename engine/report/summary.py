@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from etpo.engine.config import Config, resolve
-from etpo.engine.run_folder import RunFolder, RunFolderError, read_records
+from etpo.engine.run_folder import RunFolder, read_records
 
 WINDOW = 100
 SYNTHETIC = ":synthetic"
@@ -75,19 +75,6 @@ class Learned:
     kl_ref: float | None
     metrics: list[dict[str, Any]]
     programs: list[Program]
-
-
-def existing_run(path: Path) -> RunFolder:
-    """The folder of a run. Raises RunFolderError where there is none."""
-    folder = RunFolder(path)
-    if not folder.config_file.is_file():
-        found = "a folder without one" if path.is_dir() else "no such folder"
-        raise RunFolderError(
-            f"{path}: expected the folder of a run (with config.toml), got {found}; "
-            "give the folder that `etpo train` named",
-            usage=False,
-        )
-    return folder
 
 
 def learned(folder: RunFolder) -> Learned:

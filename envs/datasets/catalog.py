@@ -8,13 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from etpo import EtpoError
 
-class DatasetError(Exception):
+
+class DatasetError(EtpoError):
     """A data set is absent, or cannot be read. One line that says what to do."""
 
 
 class UnknownDataset(DatasetError, ValueError):
     """No data set has this name."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ import sys
 import warnings
 from dataclasses import dataclass
 
+from etpo import EtpoError
+
 MODES = ("strict", "default", "off")
 CONSENT_VARIABLE, CONSENT = "ETPO_SANDBOX_OFF", "yes-i-read-the-program"
 
 
-class SandboxError(Exception):
+class SandboxError(EtpoError):
     """The sandbox itself cannot work: its server does not start, or a mode was asked for that it lacks."""
 
 

@@ -11,7 +11,11 @@ from pathlib import Path
 import click
 import pytest
 
-from etpo.cli.errors import exit_code_of, is_disk_full, message_of
+from etpo.cli.errors import exit_code_of, message_of
+from etpo.engine.models.language_model import ModelError
+from etpo.engine.opening import is_disk_full
+from etpo.engine.run_folder import RunFolderError
+from etpo.envs.datasets import DatasetError, UnknownDataset
 
 CSV = "a,b,y\n" + "".join(f"{i},{i * i % 7},{i % 2}\n" for i in range(40))
 
@@ -232,19 +236,13 @@ def test_whoever_stops_reading_gets_no_complaint() -> None:
     assert (told.returncode, told.stderr) == (1, "")
 
 
-class ModelError(Exception):
-    """Stands for the engine's class: the exit code goes by the name."""
-
-
-class RunFolderError(Exception):
-    usage = True
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [
         (ValueError("x"), 2), (ModelError("x"), 1), (OSError(errno.EACCES, "no"), 1), (KeyError("x"), 1),
-        (RunFolderError("x"), 2), (click.UsageError("x"), 2), (click.ClickException("x"), 1),
+        (RunFolderError("x", usage=True), 2), (RunFolderError("x", usage=False), 1),
+        (DatasetError("x"), 1), (UnknownDataset("x"), 2), (click.UsageError("x"), 2),
+        (click.ClickException("x"), 1),
     ],
 )  # fmt: skip
 def test_exit_codes(error: Exception, code: int) -> None:
