@@ -40,12 +40,12 @@ class Backend(NamedTuple):
     number: Callable[[Problem, int], Tensor | None] | None = None
 
     def kl(self, problem: Problem, *, in_place: bool = False) -> Tensor:
-        """KL(softmax z_p ‖ softmax u) = E_p[z_p − u] − lse_p + lse_u."""
+        """KL(softmax z_p ‖ softmax u) = E_p[z_p − u] − lse_p + lse_u; where it is infinite, no gradient."""
         value = None if self.number is None else self.number(problem, KL)
-        if value is not None:
-            return value
-        lse_p, lse_u, e_pu = self.sweep(problem, ("lse_p", "lse_u", "e_pu"), in_place=in_place)
-        return e_pu - lse_p + lse_u
+        if value is None:
+            lse_p, lse_u, e_pu = self.sweep(problem, ("lse_p", "lse_u", "e_pu"), in_place=in_place)
+            value = e_pu - lse_p + lse_u
+        return torch.where(torch.isinf(value), value.detach(), value)
 
     def log_ratio(self, problem: Problem, *, in_place: bool = False) -> Tensor:
         """lse u − lse z_r."""

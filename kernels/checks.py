@@ -2,6 +2,7 @@
 
 import operator
 import os
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
 
 import torch
@@ -241,9 +242,7 @@ class Parts:
     def read(self, tensor: Tensor) -> Tensor:
         """`tensor`, or what stands for it."""
         for known, result in self.known:
-            if known is tensor or (
-                not known.requires_grad and not tensor.requires_grad and same(known, tensor)
-            ):
+            if known is tensor or _are_one_frozen_view(known, tensor):
                 return result
         result = usable(tensor)
         device_type = tensor.device.type
@@ -251,6 +250,12 @@ class Parts:
             result = result.to(torch.get_autocast_dtype(device_type))
         self.known.append((tensor, result))
         return result
+
+
+def _are_one_frozen_view(one: Tensor, other: Tensor) -> bool:
+    if torch.compiler.is_compiling() or one.requires_grad or other.requires_grad:
+        return False
+    return memory_of(one) == memory_of(other)
 
 
 def usable(tensor: Tensor) -> Tensor:
@@ -261,14 +266,16 @@ def usable(tensor: Tensor) -> Tensor:
     return plain.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    """True where two tensors are one: the same object, or the same view of the same memory."""
-    if one is other:
-        return True
-    if torch.compiler.is_compiling() or not (has_memory(one) and has_memory(other)):
-        return False
-    views = [(x.data_ptr(), x.dtype, x.device, x.shape, x.stride()) for x in (one, other)]
-    return views[0] == views[1] and one.numel() > 0
+def memory_of(tensor: Tensor) -> object:
+    """What tells tensors apart: equal for the same object, and for two views of one memory."""
+    if not has_memory(tensor) or not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context without autocast, which would take products to its own dtype."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def has_memory(tensor: Tensor) -> bool:

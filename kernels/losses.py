@@ -17,6 +17,7 @@ from etpo.kernels.streams import Lora, Problem, Stream, VocabStats
 # How the functions below name the tensors of policy, critic and reference.
 PREFIXES = ("", "q_", "ref_")
 LOGPROB = ("lse_p", "e_pp", "at_p")
+EXPECTATIONS = {"e_pr", "e_pu", "e_q"}
 
 
 def vocab_stats(
@@ -34,8 +35,8 @@ def vocab_stats(
     u = mix[0]·z_r + mix[1]·z_q; it exists where some coefficient is not 0 and the stream of each such
     coefficient is given. At least one stream must be given. targets: [N] or [B, T] integer tokens; a row with
     target ignore_index is 0 in every field and gives no gradient. Results are float32 (float64 for float64
-    inputs), [N] or [B, T], and differentiable in every floating tensor of the streams. Raises ValueError for
-    input that does not fit.
+    inputs), [N] or [B, T], and differentiable in every floating tensor of the streams; an infinite
+    expectation gives no gradient. Raises ValueError for input that does not fit.
     """
     problem, shape = build_problem(
         policy, critic, reference, targets=targets, mix=mix, ignore_index=ignore_index
@@ -43,6 +44,8 @@ def vocab_stats(
     fields = available_fields(problem)
     values = backend_of(backend, problem).sweep(problem, fields)
     named = {name: _shaped(value, problem, shape) for name, value in zip(fields, values, strict=True)}
+    for name in EXPECTATIONS & named.keys():
+        named[name] = torch.where(torch.isinf(named[name]), named[name].detach(), named[name])
     return VocabStats(**{name: named.get(name) for name in NAMES})
 
 
@@ -94,8 +97,8 @@ def linear_kl(
     """KL(π ‖ π̄) = E_π[z − z̄] − lse z + lse z̄, exactly over the vocabulary, in nats.
 
     `temperature` divides the logits of both heads. Shapes as in `vocab_stats`; the result is [N] or [B, T].
-    A token that the reference masks and the policy does not gives +inf. Raises ValueError for input that does
-    not fit.
+    A token that the reference masks and the policy does not gives +inf, and that row no gradient. Raises
+    ValueError for input that does not fit.
     """
     policy = Stream(hidden, weight, bias, temperature=temperature)
     reference = Stream(ref_hidden, ref_weight, ref_bias, temperature=temperature)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from etpo.kernels.checks import problem_of
+from etpo.kernels.checks import no_autocast, problem_of
 from etpo.kernels.streams import Problem, Source
 
 # Tensors of a source, in the order of a layout: hidden, weight, bias, lora A, lora B.
@@ -67,8 +67,7 @@ def make_operator(name: str, rule: Rule) -> Operator:
         task: Sequence[int], n_results: int, in_place: bool,
     ) -> list[Tensor]:  # fmt: skip
         problem = unflatten(tensors, targets, layout, scales)
-        # Autocast would take products to its own dtype.
-        with torch.autocast(problem.device.type, enabled=False):
+        with no_autocast(problem.device):
             return rule.forward(problem, task)
 
     @forward.register_fake
@@ -86,7 +85,7 @@ def make_operator(name: str, rule: Rule) -> Operator:
     ) -> list[Tensor]:  # fmt: skip
         problem = unflatten(tensors, targets, layout, scales)
         given = dict(zip(active, g, strict=True))
-        with torch.autocast(problem.device.type, enabled=False):
+        with no_autocast(problem.device):
             asked = [tensors[i] for i in wanted]
             return rule.backward(problem, task, Cotangents(given, list(made), asked, False))
 

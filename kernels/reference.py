@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from etpo.kernels.checks import no_autocast
 from etpo.kernels.plan import P, Q, R
 from etpo.kernels.streams import Problem, Source
 
@@ -12,8 +13,7 @@ STREAMS = {"p": P, "q": Q, "r": R}
 def source_logits(source: Source) -> Tensor:
     """Logits z [N, V] of a source in float32 (float64 for float64 inputs)."""
     dtype = torch.float64 if source.hidden.dtype == torch.float64 else torch.float32
-    # Autocast would take the products back to its own dtype.
-    with torch.autocast(source.hidden.device.type, enabled=False):
+    with no_autocast(source.hidden.device):
         hidden = source.hidden.to(dtype)
         z = hidden if source.weight is None else hidden @ source.weight.to(dtype).T
         if source.lora is not None:
@@ -22,7 +22,8 @@ def source_logits(source: Source) -> Tensor:
         if source.bias is not None:
             z = z + source.bias.to(dtype)
     if source.softcap is not None:
-        z = source.softcap * torch.tanh(z / source.softcap)
+        # What is masked stays so.
+        z = torch.where(torch.isneginf(z), z, source.softcap * torch.tanh(z / source.softcap))
     return z / source.temperature
 
 

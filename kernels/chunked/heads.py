@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from etpo.kernels.checks import memory_of
 from etpo.kernels.chunked import sizes
 from etpo.kernels.gradients import Factors, Gradients, Rows, multiply
 from etpo.kernels.streams import Problem, Source
@@ -52,6 +53,10 @@ def tiling_of(problem: Problem, active: Tensor | None) -> Tiling:
     return Tiling(n_rows, n_vocab, chunk, block, index)
 
 
+# Blocks of heads in the dtype of a product, by memory and dtype.
+Casts = dict[tuple[object, torch.dtype], Tensor]
+
+
 class RowInputs(NamedTuple):
     """What one chunk of tokens feeds a head: hidden [n, D] and, with lora, hidden·Aᵀ [n, R]."""
 
@@ -65,24 +70,27 @@ class Head:
     def __init__(self, source: Source, dtype: torch.dtype) -> None:
         self.source = source
         self.dtype = dtype
+        self.memory = None if source.weight is None else memory_of(source.weight)
         # Where products of bf16 are summed in float32, bf16 matrices stay as they are.
         low = source.weight is not None and source.weight.dtype == source.hidden.dtype == torch.bfloat16
         self.operand_dtype = torch.bfloat16 if low and source.hidden.is_cuda else dtype
         casts = source.weight is not None and source.weight.dtype != self.operand_dtype
         self.cast_elements = source.weight.numel() if casts and source.weight is not None else 0
 
-    def open_block(self, columns: slice, cache: dict[tuple[int, torch.dtype], Tensor]) -> None:
+    def open_block(self, columns: slice, cache: Casts) -> None:
         """Makes `columns` the vocabulary block. `cache`, one a block, holds casts that heads share."""
         self.columns = columns
         source = self.source
         if source.weight is None:
             return
-        key = (id(source.weight), self.operand_dtype)
+        key = (self.memory, self.operand_dtype)
         if key not in cache:
             cache[key] = source.weight[columns].to(self.operand_dtype)
         self.weight_block = cache[key]
         if source.bias is not None:
             self.bias_block = source.bias[columns].to(self.dtype)
+            # What is masked stays so under a softcap.
+            self.is_masked = torch.isneginf(self.bias_block)
         if source.lora is not None:
             self.b_block = source.lora[1][columns].to(self.dtype)
 
@@ -107,6 +115,8 @@ class Head:
             out.add_(self.bias_block)
         if source.softcap is not None:
             out.mul_(1.0 / source.softcap).tanh_().mul_(source.softcap / source.temperature)
+            if source.bias is not None:
+                out.masked_fill_(self.is_masked, float("-inf"))
         elif source.temperature != 1.0:
             out.mul_(1.0 / source.temperature)
         return out
@@ -131,6 +141,8 @@ class Head:
         if source.softcap is not None and z is not None:
             # z = cap·tanh(·)/T, so the slope is (1 − (z·T/cap)²)/T.
             torch.mul(z, source.temperature / source.softcap, out=scratch)
+            if source.bias is not None:
+                scratch.masked_fill_(self.is_masked, 0.0)
             dz.sub_(scratch.mul_(scratch).mul_(dz))
         if source.temperature != 1.0:
             dz.mul_(1.0 / source.temperature)

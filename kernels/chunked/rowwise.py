@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from etpo.kernels.chunked import sizes
-from etpo.kernels.chunked.heads import Head, open_heads, place_of, tiling_of
+from etpo.kernels.chunked.heads import Casts, Head, open_heads, place_of, tiling_of
 from etpo.kernels.gradients import Gradients, collect, multiply, weighted_sum
 from etpo.kernels.operators import Cotangents, Rule, expect_gradient, head_tensors, make_operator
 from etpo.kernels.plan import P, Q, R
@@ -69,7 +69,7 @@ def number(problem: Problem, kind: int) -> Tensor | None:
         return None
     # Whole rows read whole heads, so a cast of the heads must be small enough to hold.
     heads = open_heads(problem, {P, Q, R}).values()
-    n_cast = sum({id(head.source.weight): head.cast_elements for head in heads}.values())
+    n_cast = sum({head.memory: head.cast_elements for head in heads}.values())
     if n_cast * problem.dtype.itemsize > sizes.KEEP_BYTES:
         return None
     asking = [k for k, source in sources if expect_gradient(source.hidden, *head_tensors(source))]
@@ -142,7 +142,7 @@ def chunk_rows(n_rows: int, n_vocab: int, itemsize: int, place: str) -> int:
 def open_block(problem: Problem, columns: slice) -> dict[int, Head]:
     """The heads of `problem` by stream, with the block `columns` open."""
     heads = open_heads(problem, {P, Q, R})
-    casts: dict[tuple[int, torch.dtype], Tensor] = {}
+    casts: Casts = {}
     for head in heads.values():
         head.open_block(columns, casts)
     return heads
@@ -169,7 +169,7 @@ def _fill(plane: Tensor, heads: dict[int, Head], parts: list[Part], rows: slice,
 def _same_head(one: Head, other: Head) -> bool:
     """True where both heads are one linear map of the hidden states, taken in the dtype of the logits."""
     a, b = one.source, other.source
-    same = a.weight is b.weight and a.bias is b.bias and a.temperature == b.temperature
+    same = one.memory == other.memory and a.bias is b.bias and a.temperature == b.temperature
     return same and one.operand_dtype == other.operand_dtype == one.dtype
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from etpo.kernels.chunked import derivatives, sizes
 from etpo.kernels.chunked.derivatives import TileCotangents
-from etpo.kernels.chunked.heads import RowInputs, Tiling, open_heads, tiling_of
+from etpo.kernels.chunked.heads import Casts, RowInputs, Tiling, open_heads, tiling_of
 from etpo.kernels.chunked.statistics import MASKED, ROWS, Planes, Scratch, merge, mix_into, tile_statistics
 from etpo.kernels.gradients import Gradients, Plan, Rows, plan_backward, planes_of
 from etpo.kernels.operators import Cotangents, Rule, expect_gradient, head_tensors, make_operator
@@ -79,7 +79,7 @@ class Sweep:
 
     def block_tiles(self, columns: slice, kept: Kept, *, fill: bool) -> Iterator[Tile]:
         """The tiles of one block. Streams in `kept` are written to it (fill) or read from it."""
-        casts: dict[tuple[int, torch.dtype], Tensor] = {}
+        casts: Casts = {}
         for head in self.heads.values():
             head.open_block(columns, casts)
         targets = self.problem.targets

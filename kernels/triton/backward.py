@@ -79,7 +79,7 @@ def chained(dz, z, part):
     """The derivative by what softcap and temperature are applied to."""
     if part.cap is not None:
         ratio = z / (part.cap * part.slope)
-        dz = dz * (1.0 - ratio * ratio)
+        dz = tl.where(z == float("-inf"), 0.0, dz * (1.0 - ratio * ratio))
     return dz * part.slope
 
 
@@ -212,7 +212,9 @@ class Backward:
         args = (*inputs.matrices, *inputs.parts, self.problem.targets, self.stats, self.g, out,
                 shape_of(self.problem, columns.stop), rows.start, rows.stop, columns.start,
                 self.problem.ignore_index)  # fmt: skip
-        return Launch(gradient_kernel, (n_blocks * n_columns,), args, self.flags | inputs.constants)
+        return Launch(
+            gradient_kernel, (n_blocks * n_columns,), args, self.flags | inputs.constants, is_sweep=True
+        )
 
 
 class Pieces(NamedTuple):
@@ -295,6 +297,9 @@ def factors_of(source: Source, sink: Gradients, rows: slice, columns: slice, liv
     hidden = source.hidden[rows]
     if live is not None:
         hidden = hidden.masked_fill(~live[rows, None], 0.0)
+    if source.weight.dtype == torch.float32:
+        # A float32 head beside bf16 hidden states gets a gradient of float32.
+        hidden = hidden.float()
     factors = Factors(hidden, source.weight[columns])
     if source.lora is None:
         return factors

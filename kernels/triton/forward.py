@@ -285,7 +285,7 @@ def forward_launches(problem: Problem, outs: dict[int, Tensor], target: Target) 
     merge_args = (partial, problem.targets, named(outs), n_rows, n_splits, problem.ignore_index)
     merge_options = sizes.COMPILER | {"BLOCK": sizes.MERGE_ROWS, "num_warps": 4}
     return [
-        Launch(sweep_kernel, (n_blocks * n_splits,), sweep_args, inputs.constants),
+        Launch(sweep_kernel, (n_blocks * n_splits,), sweep_args, inputs.constants, is_sweep=True),
         Launch(merge_kernel, (triton.cdiv(n_rows, sizes.MERGE_ROWS),), merge_args, merge_options),
     ]
 

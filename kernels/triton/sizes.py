@@ -54,7 +54,8 @@ CHIP_INTERPRETED = "pointers"
 # Products and sums may fuse: newer Triton warns where nobody says so. Sweeps may take every register: left to
 # itself, ptxas rather spills a few at 128.
 COMPILER = {"enable_fp_fusion": True}
-SWEEP_COMPILER = COMPILER | {"maxnreg": 255}
+# What NVIDIA's compiler alone knows.
+NVIDIA_SWEEP = {"maxnreg": 255}
 
 # Neighbouring programs share this many token blocks, so that their hidden states stay in the L2 cache.
 GROUP_N = 16

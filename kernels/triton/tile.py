@@ -13,8 +13,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from etpo.kernels.checks import memory_of
 from etpo.kernels.plan import NAMES, P, Q, R, U
 from etpo.kernels.streams import Problem, Source, VocabStats
 from etpo.kernels.triton import sizes
@@ -104,8 +106,11 @@ def load_block(
 
 @triton.jit
 def dot(a, b, z, INTERPRET: tl.constexpr):
-    """z + a·bᵀ, summed in float32. The interpreter gets float32 operands: its product of bf16 is wrong."""
-    if INTERPRET:
+    """z + a·bᵀ, summed in float32. A float32 head beside bf16 hidden states is read as it is.
+
+    The interpreter gets float32 operands: its product of bf16 is wrong.
+    """
+    if INTERPRET or a.dtype != b.dtype:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, tl.trans(b), z, input_precision="ieee")
@@ -166,7 +171,8 @@ def finish(z, part, shape, row, column, cfg):
     if part.bias is not None:
         z += tl.load(part.bias + columns, mask=columns < shape.n_vocab, other=0.0).to(tl.float32)[None, :]
     if part.cap is not None:
-        z = part.cap * tanh(z / part.cap)
+        # What is masked stays so.
+        z = tl.where(z == float("-inf"), z, part.cap * tanh(z / part.cap))
     return without_tail(z * part.slope, shape, column, cfg)
 
 
@@ -264,12 +270,19 @@ def chip_of(major: int, shared_bytes: int) -> str:
 
 
 class Launch(NamedTuple):
-    """One call of a kernel."""
+    """One call of a kernel. constants: its own and the compiler's; is_sweep: it may take every register."""
 
     kernel: Any
     grid: tuple[int, ...]
     args: tuple[Any, ...]
-    options: dict[str, Any]
+    constants: dict[str, Any]
+    is_sweep: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constants, and what only the compiler of the chip that Triton now compiles for knows."""
+        nvidia = self.is_sweep and not INTERPRET and driver.active.get_current_target().backend == "cuda"
+        return self.constants | sizes.NVIDIA_SWEEP if nvidia else self.constants
 
 
 def run(launches: list[Launch], device: torch.device) -> None:
@@ -333,14 +346,15 @@ def prepare(
         "GROUP": sizes.GROUP_N,
     }
     constants |= {"BLOCK_N": tile.block_n, "BLOCK_V": tile.block_v, "BLOCK_D": tile.block_d}
-    constants |= {"num_warps": tile.num_warps, "num_stages": tile.num_stages} | sizes.SWEEP_COMPILER
+    constants |= {"num_warps": tile.num_warps, "num_stages": tile.num_stages} | sizes.COMPILER
     return Inputs(tuple(operands), tuple(parts), tile, constants)
 
 
 def share_of(problem: Problem, planes: set[int]) -> int:
     """Which of the streams in `planes` share their head."""
-    p, q, r = (problem.streams[k].weight if k in planes else None for k in (P, Q, R))
-    pq, pr, qr = p is not None and p is q, p is not None and p is r, q is not None and q is r
+    weights = [problem.streams[k].weight if k in planes else None for k in (P, Q, R)]
+    p, q, r = (None if weight is None else memory_of(weight) for weight in weights)
+    pq, pr, qr = p is not None and p == q, p is not None and p == r, q is not None and q == r
     if pq and pr:
         return int(SHARED_PQR.value)
     shares = ((pq, SHARED_PQ), (pr, SHARED_PR), (qr, SHARED_QR))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from etpo.bench.compile import SHARED_LIMIT, KernelBuild, compile_table, to_markdown
+from etpo.bench.compile import SHARED_LIMIT, KernelBuild, OfflineDriver, compile_table, launches, to_markdown
 
 pytest.importorskip("triton")
 
@@ -50,3 +50,21 @@ def test_rows_as_markdown_and_json():
     line = "| a kernel | sm_90 | 128×64×32 | 8 | 3 | 200 | 1/2 | 2 (227) | 4 HGMMA |"
     assert to_markdown([row]).splitlines()[2] == line
     assert json.loads(json.dumps([row], default=vars))[0]["registers"] == 200
+
+
+@pytest.mark.timeout(900)
+def test_a_kernel_compiles_for_rocm_too():
+    """What NVIDIA's compiler alone knows is not asked of AMD's."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    class Rocm(OfflineDriver):
+        def get_current_target(self):
+            return GPUTarget("hip", "gfx942", 64)
+
+    _, launch = next(launches(80))
+    driver.set_active(OfflineDriver(80))
+    assert launch.options["maxnreg"] == 255
+    driver.set_active(Rocm(942))
+    assert "maxnreg" not in launch.options
+    assert launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options) is not None
