@@ -46,7 +46,7 @@ def measure(
         `auc_reflected`.
     """
     model, tokenizer = load_language_model(name, torch.float32, "cpu")
-    form = PromptForm(tokenizer)
+    form = PromptForm(tokenizer, ends=model.end_tokens)
     data = load_dataset(dataset)
     task = task_prompt(data.name, len(data.x), data.x.shape[1], len(data.class_names))
     generator = torch.Generator().manual_seed(seed)
@@ -92,7 +92,7 @@ def draw_actions(
         part = states[start : start + ROWS]
         ids = [torch.tensor(form.encode(state, model.context - max_new_tokens)) for state in part]
         samples = sample_actions(
-            model, ids, max_new_tokens=max_new_tokens, stop_token=form.stop_token, generator=generator
+            model, ids, max_new_tokens=max_new_tokens, stop_token=form.stop_tokens, generator=generator
         )
         actions += [form.decode(state, s.tokens) for state, s in zip(part, samples, strict=True)]
     return actions

@@ -75,7 +75,7 @@ def roll_out(run: Run, rows: range) -> tuple[list[Sample], list[str]]:
             model,
             [run.encode(state) for state in states],
             max_new_tokens=run.config.max_new_tokens,
-            stop_token=run.form.stop_token,
+            stop_token=run.form.stop_tokens,
             generator=run.generator,
             sampling=run.sampling,
         )

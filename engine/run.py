@@ -35,7 +35,7 @@ class Run(Progress):
             )
         super().__init__(config, folder, environments)
         algorithm = learner_class(config.algo)
-        self.form = PromptForm(tokenizer, config.prompt_form)
+        self.form = PromptForm(tokenizer, config.prompt_form, model.end_tokens)
         self.roles = make_roles(config, model, algorithm.moves)
         self.learner = algorithm(self.roles, config)
         self.sampling = Sampling(config.temperature, config.top_k, config.top_p)

@@ -167,14 +167,14 @@ def draw(
     """
     if n < 1 or not temperature > 0:
         raise ValueError(f"expected n ≥ 1 and a temperature > 0, got {n} and {temperature}")
-    prompted = PromptForm(tokenizer, form)
+    prompted = PromptForm(tokenizer, form, model.end_tokens)
     ids = torch.tensor(encoded(prompted, prompt, model.context - max_new_tokens), dtype=torch.int64)
     generator = torch.Generator(device=model.device).manual_seed(seed)
     texts: list[str] = []
     while len(texts) < n:
         samples = sample_actions(
             model, [ids] * min(ROWS, n - len(texts)), max_new_tokens=max_new_tokens,
-            stop_token=prompted.stop_token, generator=generator, sampling=Sampling(temperature),
+            stop_token=prompted.stop_tokens, generator=generator, sampling=Sampling(temperature),
         )  # fmt: skip
         texts += [prompted.decode(prompt, sample.tokens) for sample in samples]
     return texts

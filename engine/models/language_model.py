@@ -8,7 +8,7 @@ transformers' own forward (see `sequences.py`).
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import logging as transformers_logging
 
 from etpo import EtpoError
+from etpo.engine.models.decoders import decoder_of
 
 # (layer, query [N, H, d], key [N, G, d], value [N, G, d]) -> [N, H, d]; H heads, G key-value heads.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -26,7 +27,13 @@ transformers_logging.disable_progress_bar()
 
 BUNDLED = "etpo-nano"
 LEAN_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-NOT_READ = "expected a causal LM with a key-value cache and one LM head, got"
+NOT_READ = "expected a causal LM whose logits are its last hidden states through one LM head, got"
+# What wrappers put into a parameter's name, one inside the other; the first two also around single layers.
+WRAPPERS = (
+    r"(^|(?<=\.))((_orig_mod|_fsdp_wrapped_module)\.|"
+    r"(?<![\w.])(module|pretrained_model|base_model\.model)\.)+"
+)
+Decoding = Literal["lean", "padded", "alike", "whole"]
 
 
 class ModelError(EtpoError):
@@ -41,6 +48,11 @@ class LanguageModel(nn.Module):
 
     Attributes:
         is_lean: True where `forward` (packed) runs; False where only `forward_padded` does.
+        decoding: how actions are drawn (see `decoders`): `lean`; `padded`: prompts of several lengths are
+            left-padded; `alike`: only prompts of one length share a batch, for a model that counts positions
+            by the column; `whole`: without a cache. `gives_own_logits` finds out which.
+        hidden_size: width of the last hidden states, as the LM head reads them.
+        end_tokens: the tokens with which the model's own configuration ends a text.
         softcap, temperature: of the head, as `etpo.kernels.Stream` wants them.
         context: most positions that the model was made for.
     """
@@ -49,6 +61,7 @@ class LanguageModel(nn.Module):
     n_layers: int
     hidden_size: int
     context: int
+    decoding: Decoding
 
     def __init__(self, hf: Any) -> None:
         super().__init__()
@@ -56,7 +69,9 @@ class LanguageModel(nn.Module):
         config = hf.config
         self.is_lean = _is_lean(config)
         self.n_layers = config.num_hidden_layers
-        self.hidden_size = config.hidden_size
+        self.decoding = "lean" if self.is_lean else "padded"
+        self.hidden_size = self.head_weight.shape[1]
+        self.end_tokens = _end_tokens(hf, len(self.head_weight))
         self.context = getattr(config, "max_position_embeddings", None) or 1 << 30
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         # Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`.
@@ -117,15 +132,13 @@ class LanguageModel(nn.Module):
             tokens_BT: int64 [B, T]; with a cache, the new tokens only.
             is_token_BT: bool [B, T_past + T], False on padding.
         """
-        positions = (is_token_BT.long().cumsum(-1) - 1).clamp_min(0)[:, -tokens_BT.shape[1] :]
-        body = self.hf.base_model
-        out = body(
-            input_ids=tokens_BT,
-            attention_mask=is_token_BT.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=not torch.is_grad_enabled(),
-        )
+        settings: dict[str, Any] = {"attention_mask": is_token_BT.long()}
+        if self.decoding == "padded":  # the others count for themselves, and some of them from another number
+            positions = (is_token_BT.long().cumsum(-1) - 1).clamp_min(0)
+            settings["position_ids"] = positions[:, -tokens_BT.shape[1] :]
+        if self.decoding != "whole":
+            settings |= {"past_key_values": cache, "use_cache": not torch.is_grad_enabled()}
+        out = self.hf.base_model(input_ids=tokens_BT, **settings)
         return out.last_hidden_state, getattr(out, "past_key_values", None)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -159,45 +172,124 @@ def load_language_model(
     if not tokenizer.vocab_size or tokenizer.eos_token_id is None:
         raise ModelError(f"--model {name}: expected a tokenizer with an end-of-sequence token, got none "
                          "(is tokenizer.json in the folder?)")  # fmt: skip
+    hf = _load_weights(name, source, dtype)
+    n_rows = len(hf.get_input_embeddings().weight)
+    n_tokens = 1 + max(tokenizer.get_vocab().values())
+    if n_tokens > n_rows:
+        raise ModelError(f"--model {name}: expected a tokenizer of at most {n_rows} tokens, as the model has "
+                         f"so many embeddings, got one of {n_tokens}; take the model's own tokenizer, or "
+                         f"make room: model.resize_token_embeddings({n_tokens}) of transformers")  # fmt: skip
+    try:
+        model = LanguageModel(hf.to(device).eval())
+        is_read = gives_own_logits(model)
+    except (AttributeError, TypeError) as error:
+        family = hf.config.model_type
+        raise ModelError(f"--model {name}: {NOT_READ} {family} ({_first_line(error)})") from error
+    if not is_read:
+        family = hf.config.model_type
+        raise ModelError(f"--model {name}: {NOT_READ} {family}, whose logits come about otherwise")
+    return model, tokenizer
+
+
+def _load_weights(name: str, source: str, dtype: torch.dtype) -> Any:
+    """The Hugging Face model, each of its parameters from the files; ModelError where one is not in them."""
+
+    def read(**renamed: Any) -> tuple[Any, list[str]]:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True, **renamed,
+        )  # fmt: skip
+        hf, info = loaded
+        return hf, sorted(info["missing_keys"])
+
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        hf: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True
-        )
+        hf, missing = read()
+        if missing:  # perhaps saved from inside of torch.compile, DDP, FSDP or a model with a value head
+            hf, missing = read(key_mapping={WRAPPERS: ""})
     except Exception as error:
         raise ModelError(
             f"--model {name}: expected a causal LM in safetensors form, got {_first_line(error)}"
         ) from error
-    try:
-        model = LanguageModel(hf.to(device).eval())
-        is_read = model.is_lean or gives_own_logits(model)
-    except (AttributeError, TypeError) as error:
-        raise ModelError(f"--model {name}: {NOT_READ} {config.model_type} ({_first_line(error)})") from error
-    if not is_read:
-        raise ModelError(f"--model {name}: {NOT_READ} {config.model_type}, whose logits come about otherwise")
-    return model, tokenizer
+    if missing:
+        some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise ModelError(
+            f"--model {name}: expected weights for every parameter of {type(hf).__name__}, got none for "
+            f"{len(missing)} of them ({some}); save the whole causal LM under its own names"
+        )
+    return hf
 
 
 @torch.no_grad()
 def gives_own_logits(model: LanguageModel) -> bool:
-    """True where `forward_padded`, its cache and `logits` give what the whole model says of a fourth token.
+    """True where drawing and learning see what the whole model says of prompts of several lengths.
 
-    False for a body with another kind of memory than a key-value cache, or with more between the last hidden
-    states and the logits than `LanguageModel` knows of. Wrong logits differ by about their own size; cached
-    and whole forwards, also in bfloat16, by a few per cent of it at most.
+    Sets `model.decoding` to the first way that does, and `is_lean` with it. False for a body with a memory
+    that no way carries on, or with more between the last hidden states and the logits than `LanguageModel`
+    knows of.
     """
-    tokens_BT = (torch.arange(4, device=model.device) % len(model.head_weight))[None]
-    is_token_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
-    theirs = model.hf(input_ids=tokens_BT).logits[0, -1].float()
-    _, cache = model.forward_padded(tokens_BT[:, :3], is_token_BT[:, :3])
-    hidden_BTD, _ = model.forward_padded(tokens_BT[:, 3:], is_token_BT, cache)
-    ours = model.logits(hidden_BTD[:, -1])[0]
-    return bool((ours - theirs).norm() <= 0.1 * theirs.norm())
+    rows = _trial_rows(len(model.head_weight))
+    own = [model.hf(input_ids=row[None].to(model.device)).logits[0].float() for row in rows]
+    ways: list[Decoding] = ["lean", "padded", "alike", "whole"]
+    failure: Exception | None = None
+    for way in ways[0 if model.is_lean else 1 :]:
+        model.decoding, model.is_lean = way, way == "lean"
+        try:
+            if _agrees(model, rows, own):
+                return True
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            failure = failure or error
+    if isinstance(failure, AttributeError | TypeError):
+        raise failure
+    return False
+
+
+def _trial_rows(vocabulary: int) -> list[Tensor]:
+    """Texts of three lengths, of tokens that repeat nowhere as far as the vocabulary reaches."""
+    tokens = (3 + 7 * torch.arange(18)) % vocabulary
+    return [tokens[:3], tokens[3:8], tokens[8:]]
+
+
+def _agrees(model: LanguageModel, rows: list[Tensor], own: list[Tensor]) -> bool:
+    """True where prefill and two steps, and the forward of the update, give the logits `own` [T, V] a row."""
+    from etpo.engine.models.sequences import Sequences
+
+    is_float32 = model.head_weight.dtype == torch.float32
+    limit = (
+        1e-3 if is_float32 else 0.1
+    )  # of half precision, cached and whole forwards differ by some per cent
+    batches = [[row] for row in rows] if model.decoding == "alike" else [rows]
+    ours: list[Tensor] = []
+    for batch in batches:
+        decoder = decoder_of(model, [row[:-2] for row in batch], 2)
+        drawn = [decoder.prefill()]
+        drawn += [decoder.step(torch.stack([row[k] for row in batch]).to(model.device)) for k in (-2, -1)]
+        ours += model.logits(torch.stack(drawn, dim=1).flatten(0, 1)).unflatten(0, (len(batch), 3))
+    learnt = model.logits(Sequences([row[:1] for row in rows], [row[1:] for row in rows]).hidden(model))
+    pairs = [(got, want[-3:]) for got, want in zip(ours, own, strict=True)]
+    pairs.append((learnt, torch.cat([want[1:] for want in own])))
+    if not all((got - want).norm() <= limit * want.norm() for got, want in pairs):
+        return False
+    if is_float32 or model.is_lean:
+        return True
+    # One row alone is the very forward of the whole model: what differs now lies behind the hidden states.
+    alone = rows[-1][None].to(model.device)
+    hidden_BTD, _ = model.forward_padded(alone, torch.ones_like(alone, dtype=torch.bool))
+    return bool((model.logits(hidden_BTD[0]) - own[-1]).norm() <= 0.01 * own[-1].norm())
 
 
 def bundled_path() -> Path:
     """The folder of etpo-nano inside the package."""
     return Path(__file__).parents[1] / "nano"
+
+
+def _end_tokens(hf: Any, vocabulary: int) -> frozenset[int]:
+    """What config.json and generation_config.json name as ends of a text, one token or several."""
+    ends: set[int] = set()
+    for config in (hf.config, getattr(hf, "generation_config", None)):
+        named = getattr(config, "eos_token_id", None)
+        ends.update(named if isinstance(named, list | tuple) else [named] if isinstance(named, int) else [])
+    return frozenset(end for end in ends if 0 <= end < vocabulary)
 
 
 def _is_lean(config) -> bool:

@@ -6,16 +6,18 @@ model's fill-in-the-middle tokens. `chat` asks for the function in a user's turn
 function is given as it is by `completion` and `infill`, and is the user's turn in `chat`.
 """
 
+import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from etpo.engine.models.chat_template import ChatTemplate
 from etpo.engine.models.prompt_extract import extract, signature_of
+from etpo.engine.models.text_tokens import TextTokens
 
 FormName = Literal["completion", "infill", "chat"]
 LEAST_ROOM = 16
-# Tokens of whole files and of holes, which Qwen2.5-Coder and DeepSeek-Coder do not call special.
-_OF_FILES = re.compile(r"<\W?(fim[_▁]\w+|file_sep|repo_name)\W?>")
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,27 @@ class PromptForm:
         tokenizer: a Hugging Face tokenizer.
         name: the form, or `auto`: `chat` for an instruct model, `infill` for a model with
             fill-in-the-middle tokens, `completion` for all others (see `choose`).
+        ends: further tokens with which the model ends a text, as its configuration has them; those that are
+            text are left out.
 
     Attributes:
         name: the form.
-        stop_token: id of the token that ends an action.
+        stop_token: id of the token that ends an action as a rule.
+        stop_tokens: all that do.
 
     Raises:
         ValueError: the tokenizer lacks what the form needs, or there is no such form.
     """
 
-    def __init__(self, tokenizer: Any, name: str = "auto") -> None:
+    def __init__(self, tokenizer: Any, name: str = "auto", ends: Iterable[int] = ()) -> None:
         if name != "auto" and name not in get_args(FormName):
             raise ValueError(f"--prompt-form: expected auto, {', '.join(get_args(FormName))}, got {name!r}")
         self.tokenizer = tokenizer
-        self.name = choose(tokenizer) if name == "auto" else name
-        self.stop_token: int = tokenizer.eos_token_id
+        self._text = TextTokens(tokenizer)
         self._infill = infill_tokens(tokenizer)
-        self._ends = special_ids(tokenizer) | file_ids(tokenizer)
+        self._chat = _chat_template(tokenizer, name)
+        self.name = choose(tokenizer, self._chat) if name == "auto" else name
+        self.stop_token: int = tokenizer.eos_token_id
         if self.name == "infill":
             if self._infill is None:
                 known = ", ".join(INFILL)
@@ -80,31 +86,39 @@ class PromptForm:
                 )
             self.stop_token = token_id(tokenizer, self._infill.end, tokenizer.eos_token_id)
         elif self.name == "chat":
-            if not has_template(tokenizer):
+            if self._chat is None:
                 raise ValueError(
                     "--prompt-form chat: expected a tokenizer with a chat template, got one without; "
                     "use completion"
                 )
-            self.stop_token = end_of_turn(tokenizer) or tokenizer.eos_token_id
+            self.stop_token = self._chat.end_of_turn or tokenizer.eos_token_id
+        others = self._text.control.intersection(ends)
+        self.stop_tokens = frozenset({self.stop_token, tokenizer.eos_token_id, *others})
 
     def encode(self, state: str, room: int) -> list[int]:
-        """A state's tokens; of one that needs more than `room` the oldest part of the state is cut."""
+        """A state's tokens; of one that needs more than `room` the oldest part of the state is cut.
+
+        Special tokens, a template's turns and the line that asks for a function are never cut.
+
+        Raises:
+            ValueError: what is never cut needs more than `room`.
+        """
         room = max(room, LEAST_ROOM)
         if self.name == "chat":
             return self._encode_chat(state, room)
+        start, ids = self._text.start, self._text(state)
         signature = signature_of(state) if self.name == "infill" else None
         if signature is None:
-            return self.tokenizer(state)["input_ids"][-room:]
+            return [*start, *ids[-max(1, room - len(start)) :]]
         assert self._infill is not None
         before, behind, hole = (
             token_id(self.tokenizer, token, None)
             for token in (self._infill.before, self._infill.behind, self._infill.hole)
         )
-        suffix = self._ids(infill_suffix(*signature))
+        suffix = self._text(infill_suffix(*signature))
         if self.tokenizer.convert_ids_to_tokens(suffix[:1]) == ["▁"]:  # SentencePiece's own leading blank
             suffix = suffix[1:]
-        start = [self.tokenizer.bos_token_id] if _puts_bos(self.tokenizer) else []
-        prefix = self._ids(state)[-max(1, room - len(start) - len(suffix) - 3) :]
+        prefix = ids[-max(1, room - len(start) - len(suffix) - 3) :]
         return [*start, before, *prefix, behind, *suffix, hole]
 
     def decode(self, state: str, tokens: Any) -> str:
@@ -117,27 +131,36 @@ class PromptForm:
         ids = [int(token) for token in tokens]
         if self.name != "completion":
             # Behind its own end, or another such token, a model goes on with another file or turn.
-            ends = (i for i, token in enumerate(ids) if token in self._ends or token == self.stop_token)
-            ids = ids[: next(ends, len(ids))]
+            last = self._text.control | self.stop_tokens
+            ids = ids[: next((i for i, token in enumerate(ids) if token in last), len(ids))]
         # Behind a line end: alone, SentencePiece would take the first blank, which is indentation here.
-        anchor = self._ids("\n")
-        said = self._text(anchor + ids)[len(self._text(anchor)) :]
+        anchor = self._text("\n")
+        said = self._said(anchor + ids)[len(self._said(anchor)) :]
         return action_of(state, said)
 
     def _encode_chat(self, state: str, room: int) -> list[int]:
-        lines = state.splitlines(keepends=True)
-        while True:
-            turn = [{"role": "user", "content": chat_message("".join(lines))}]
-            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            ids = self._ids(text)
-            if len(ids) <= room or len(lines) == 1:
-                return ids[-room:]
-            lines = lines[1:]
+        assert self._chat is not None
+        encode = lambda part: self._chat.encode(chat_message(part), self._text)  # noqa: E731
+        ids = encode(state)
+        parts = re.findall(r"[^\n]*\n|[^\n]+", state)
+        while len(ids) > room and len(parts) > 1:
+            parts = parts[1:]
+            ids = encode("".join(parts))
+        if len(ids) > room and signature_of(state) is None:  # one long line: its end, as long as may be
+            line = parts[0] if parts else ""
+            least, most = 0, len(line)
+            while least < most:
+                middle = (least + most + 1) // 2
+                least, most = (middle, most) if len(encode(line[-middle:])) <= room else (least, middle - 1)
+            ids = encode(line[len(line) - least :])
+        if len(ids) > room:
+            raise ValueError(
+                f"--prompt-form chat: expected room for a prompt of at least {len(ids)} tokens, got {room}; "
+                "lower --max-new-tokens, or use completion"
+            )
+        return ids
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _text(self, ids: list[int]) -> str:
+    def _said(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
@@ -147,16 +170,29 @@ def action_of(state: str, said: str) -> str:
     return extract(said, signature[0]) if signature else said
 
 
-def choose(tokenizer: Any) -> FormName:
+def choose(tokenizer: Any, chat: ChatTemplate | None) -> FormName:
     """`chat` where the tokenizer's end token closes a turn of its chat template (an instruct model: base
     models may carry the template of their family, but end in another token), `infill` where it has
     fill-in-the-middle tokens, `chat` where it has any template, else `completion`."""
-    templated = has_template(tokenizer)
-    if templated and end_of_turn(tokenizer) == tokenizer.eos_token_id:
+    if chat is not None and chat.end_of_turn == tokenizer.eos_token_id:
         return "chat"
     if infill_tokens(tokenizer) is not None:
         return "infill"
-    return "chat" if templated else "completion"
+    return "chat" if chat is not None else "completion"
+
+
+def _chat_template(tokenizer: Any, name: str) -> ChatTemplate | None:
+    """The tokenizer's template where the form may need it. One that does not work is refused where it was
+    asked for, else another form is taken and that is said."""
+    if name not in ("auto", "chat") or not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        return ChatTemplate(tokenizer)
+    except ValueError as error:
+        if name == "chat":
+            raise ValueError(f"{error}; use --prompt-form completion") from error
+        logging.getLogger(__name__).warning(f"{error}; its states are put to the model without it")
+        return None
 
 
 def infill_tokens(tokenizer: Any) -> InfillTokens | None:
@@ -165,32 +201,6 @@ def infill_tokens(tokenizer: Any) -> InfillTokens | None:
         if all(token_id(tokenizer, t, None) is not None for t in (tokens.before, tokens.behind, tokens.hole)):
             return tokens
     return None
-
-
-def has_template(tokenizer: Any) -> bool:
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
-def end_of_turn(tokenizer: Any) -> int | None:
-    """Id of the special token behind an assistant's turn in the chat template, or None."""
-    said = "It is done"
-    turns = [{"role": "user", "content": "Do it"}, {"role": "assistant", "content": said}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
-    ids = tokenizer(text.rpartition(said)[2].lstrip(), add_special_tokens=False)["input_ids"]
-    special = special_ids(tokenizer)
-    return next((token for token in ids if token in special), None)
-
-
-def special_ids(tokenizer: Any) -> set[int]:
-    """Ids of all tokens that are no text: those with a role, and all others that were added as special."""
-    added = tokenizer.added_tokens_decoder
-    return {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
-
-
-def file_ids(tokenizer: Any) -> set[int]:
-    """Ids of the tokens that part files and holes, whether they were added as special or not."""
-    added = tokenizer.added_tokens_decoder
-    return {number for number, token in added.items() if _OF_FILES.fullmatch(token.content)}
 
 
 def token_id(tokenizer: Any, token: str, default: Any) -> Any:
@@ -214,10 +224,6 @@ def chat_message(state: str) -> str:
         f"Complete this Python code. {rule}Answer with the whole function {signature[0]} in one ```python "
         f"block, and nothing else.\n\n```python\n{state.rstrip()}\n```"
     )
-
-
-def _puts_bos(tokenizer: Any) -> bool:
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def encoded(form: PromptForm, state: str, room: int) -> list[int]:

@@ -3,19 +3,20 @@
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     CohereConfig,
     Gemma2Config,
     GPT2Config,
     GPT2LMHeadModel,
     GraniteConfig,
-    MambaConfig,
     PhiConfig,
 )
 
-from etpo.engine.models.language_model import LanguageModel, ModelError, gives_own_logits, load_language_model
+from etpo.engine.models.language_model import LanguageModel, gives_own_logits
 from etpo.engine.models.sampler import Sampling, sample_actions
 from etpo.engine.models.sequences import Sequences
+from tests.conftest import tiny_llama
 
 STOP = 1
 
@@ -96,15 +97,66 @@ def test_logits_are_transformers_logits_of_a_head_with(what):
     assert gives_own_logits(model)
 
 
-def test_a_model_without_a_key_value_cache_is_refused(tiny_folder, tmp_path):
-    """Its decoding would forget the prompt: actions of another policy than the one that is trained."""
+@pytest.mark.parametrize("what", ["a factor", "a softcap", "a bias"])
+def test_logits_that_are_eight_per_cent_off_are_refused(what):
+    model = LanguageModel(AutoModelForCausalLM.from_config(HEADS[what]).eval())
+    assert gives_own_logits(model)
+    if what == "a bias":
+        torch.nn.init.normal_(model.head_weight)
+        model.hf.lm_head.forward = lambda h: 1.08 * torch.nn.functional.linear(h, model.head_weight)
+    else:
+        model.temperature, model.softcap = 1.08 * model.temperature, None
+    assert not gives_own_logits(model)
+    assert not gives_own_logits(model.to(torch.bfloat16))
+
+
+OTHER_DECODING = {
+    "bart": (
+        "alike",
+        {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48},
+    ),
+    "mamba": ("whole", {"num_hidden_layers": 2}),
+    "gpt2": ("padded", {"n_layer": 2, "n_head": 4, "n_positions": 256}),
+    "llama": ("lean", {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}),
+}
+
+
+@pytest.mark.parametrize("family", OTHER_DECODING)
+def test_a_family_draws_as_it_learns_whatever_its_positions_and_its_memory(family):
+    """Bart counts positions by the column, Mamba's memory is no key-value cache."""
+    decoding, settings = OTHER_DECODING[family]
     torch.manual_seed(0)
-    config = MambaConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2, initializer_range=0.3)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    for file in tiny_folder.glob("tokenizer*"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(ModelError, match=r"expected a causal LM with a key-value cache .* got mamba"):
-        load_language_model(str(tmp_path), torch.float32, "cpu")
+    common = {"vocab_size": 37, "hidden_size": 32, "max_position_embeddings": 256}
+    tokens = {"bos_token_id": 2, "eos_token_id": STOP, "pad_token_id": 0}
+    config = AutoConfig.for_model(family, **common, **tokens, **settings)
+    model = LanguageModel(AutoModelForCausalLM.from_config(config).eval())
+    with torch.no_grad():
+        for parameter in model.hf.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6.0)
+    assert gives_own_logits(model)
+    assert model.decoding == decoding
+    check_decode(model)
+
+
+def test_a_lean_family_with_another_forward_runs_through_transformers():
+    """A rotation of a part of each head is no Llama's; the packed forward would turn it all."""
+    model = LanguageModel(tiny_llama())
+    rotate = model.rotary.forward
+    model.rotary.forward = lambda x, positions: rotate(x, 2 * positions)
+    assert gives_own_logits(model)
+    assert (model.is_lean, model.decoding) == (False, "padded")
+    check_decode(model)
+
+
+def test_an_action_ends_with_any_of_several_tokens(model):
+    prompts = [torch.tensor([2, 3])] * 40
+    generator = torch.Generator().manual_seed(0)
+    ends = {STOP, 5, 9}
+    samples = sample_actions(model, prompts, max_new_tokens=12, stop_token=ends, generator=generator)
+    for sample in samples:
+        assert ends.isdisjoint(sample.tokens[:-1].tolist())
+    assert ends <= {int(sample.tokens[-1]) for sample in samples}
 
 
 def test_decode_agrees_with_the_training_forward(lean_model):

@@ -1,10 +1,12 @@
 """Prompt forms on the token layouts of the families that they are for."""
 
 import pytest
+from tokenizers import processors
 
-from etpo.engine.models.prompt_form import PromptForm, chat_message, file_ids, infill_suffix, special_ids
+from etpo.engine.models.prompt_form import PromptForm, chat_message, infill_suffix
+from etpo.engine.models.text_tokens import file_ids, special_ids
 from etpo.envs.prompts import task_prompt
-from tests.engine.models.tokenizers import FAMILIES
+from tests.engine.models.tokenizers import FAMILIES, byte_level
 
 STATE = task_prompt("wine", 178, 13, 3)
 SUFFIX = "\n\nresult = build_model(x_train, y_train)\n"
@@ -188,3 +190,116 @@ def test_the_bundled_model_s_prompts_are_its_training_s():
 def test_the_suffix_calls_the_function_with_its_parameters():
     assert infill_suffix("build_model", "x_train, y_train") == SUFFIX
     assert infill_suffix("f", "a: int = 3, b=()") == "\n\nresult = f(a, b)\n"
+
+
+def ends_texts(tokenizer):
+    """The tokenizer as one with add_eos_token: an end token behind every text."""
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    single = f"{bos} $A {eos}" if bos else f"$A {eos}"
+    named = [(name, tokenizer.convert_tokens_to_ids(name)) for name in (bos, eos) if name]
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=named)
+    return tokenizer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_end_token_stands_behind_a_prompt(family):
+    tokenizer = ends_texts(FAMILIES[family]())
+    assert tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    for state in (STATE, "row 0 column 1"):
+        ids = PromptForm(tokenizer).encode(state, 4096)
+        assert ids[-1] != tokenizer.eos_token_id
+        assert PromptForm(tokenizer, "completion").encode(state, 4096)[-1] != tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("room", [40, 64])
+def test_a_cut_prompt_keeps_its_start_token(family, room):
+    tokenizer = ends_texts(FAMILIES[family]())
+    ids = PromptForm(tokenizer, "completion").encode("word " * 500 + STATE, room)
+    assert len(ids) == room
+    assert tokenizer.bos_token_id is None or ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_that_spells_control_tokens_stays_text(family):
+    tokenizer = FAMILIES[family]()
+    form = PromptForm(tokenizer)
+    control = special_ids(tokenizer) | file_ids(tokenizer)
+    spelled = " ".join(tokenizer.convert_ids_to_tokens(sorted(control - {tokenizer.unk_token_id})))
+    plain = [i for i in form.encode("# \n" + STATE, 4096) if i in control]
+    ids = form.encode(f"# {spelled}\n{STATE}", 4096)
+    assert [i for i in ids if i in control] == plain
+    if "▁" not in spelled:  # SentencePiece writes blanks so
+        assert spelled in raw(tokenizer, ids)
+
+
+@pytest.mark.parametrize(
+    "state", ["# old\n" * 200 + "w" * 300, "w" * 3000, "# old\n" * 400 + STATE, "row\n" * 300, "\n" * 900]
+)
+@pytest.mark.parametrize("family", [name for name, (form, _) in FORMS.items() if form == "chat"])
+def test_a_cut_chat_keeps_its_turns(family, state):
+    tokenizer = FAMILIES[family]()
+    form = PromptForm(tokenizer)
+    whole, room = form.encode("", 4096), len(form.encode(STATE, 4096)) + 9
+    ids = form.encode(state, room)
+    control = special_ids(tokenizer)
+    assert len(ids) <= room
+    assert [i for i in ids if i in control] == [i for i in whole if i in control]
+    assert raw(tokenizer, ids).endswith(raw(tokenizer, whole)[-8:])
+
+
+def test_a_context_without_room_for_the_template_is_refused():
+    form = PromptForm(FAMILIES["Qwen2.5-Coder-Instruct"]())
+    with pytest.raises(
+        ValueError, match=r"room for a prompt of at least \d+ tokens, got 40; lower --max-new"
+    ):
+        form.encode(STATE, 40)
+
+
+RAISES = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+TURNS = (
+    "{% for m in messages %}<t>{{ m['content'] }}<e>{% endfor %}{% if add_generation_prompt %}<t>{% endif %}"
+)
+PARTS = TURNS.replace("{{ m['content'] }}", "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}")
+BROKEN = {
+    "tools": "{{ tools[0].name }}" + TURNS,
+    "syntax": "{% if %}",
+    "no content": "<t>{% if add_generation_prompt %}<t>{% endif %}",
+    "raises": "{{ raise_exception('never') }}",
+}
+
+
+QUESTIONS = TURNS + "{% if messages[-1]['role'] == 'assistant' %}{{ x.y.z }}{% endif %}"
+
+
+@pytest.mark.parametrize("template", [RAISES + TURNS, PARTS, QUESTIONS])
+def test_a_template_is_given_the_conversation_that_it_wants(template):
+    tokenizer = byte_level(["<t>", "<e>"], "<e>", template=template)
+    form = PromptForm(tokenizer)
+    assert form.name == "chat"
+    assert f"<t>{chat_message(STATE)}<e><t>" in raw(tokenizer, form.encode(STATE, 4096))
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_template_that_cannot_be_used_is_refused_by_name_or_another_form_is_taken(what, caplog):
+    tokenizer = byte_level(["<t>", "<e>"], "<e>", template=BROKEN[what])
+    with pytest.raises(
+        ValueError, match=r"chat template: expected .*, got .*; use --prompt-form completion"
+    ) as e:
+        PromptForm(tokenizer, "chat")
+    assert "\n" not in str(e.value)
+    form = PromptForm(tokenizer)
+    assert form.name == "completion"
+    assert raw(tokenizer, form.encode(STATE, 4096)) == STATE
+    assert "chat template: expected" in caplog.text
+
+
+def test_an_action_ends_with_every_end_that_the_model_names_and_that_is_no_text():
+    tokenizer = byte_level(["<e>", "<eot>"], "<e>")
+    ends = tokenizer.convert_tokens_to_ids(["<e>", "<eot>", "a"])
+    assert PromptForm(tokenizer, ends=ends).stop_tokens == set(ends[:2])
+    assert PromptForm(tokenizer).stop_tokens == set(ends[:1])
+    chat = FAMILIES["Qwen2.5-Coder"]()
+    names = chat.convert_ids_to_tokens(sorted(PromptForm(chat, "chat").stop_tokens))
+    assert set(names) == {"<|endoftext|>", "<|im_end|>"}
