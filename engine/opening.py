@@ -133,5 +133,5 @@ def _rewrite_config(config: Config, folder: RunFolder) -> None:
 def _absolute(name: str) -> str:
     """A path that is there as an absolute one; names stay."""
     path = Path(name).expanduser()
-    is_file = path.is_file() and path.suffix.lower() == ".csv"
+    is_file = path.is_file() and path.suffix.lower() in (".csv", ".tsv", ".gz")
     return str(path.resolve()) if is_file or (path / "config.json").is_file() else name
