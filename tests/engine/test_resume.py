@@ -108,9 +108,16 @@ def test_without_a_usable_checkpoint_a_run_is_left_as_it_is(tiny_folder, tmp_pat
     run(tmp_path / "a", config_of(tiny_folder, 16))
     for checkpoint in list_checkpoints(tmp_path / "a" / "checkpoints"):
         (checkpoint / "state.json").write_text("{}")
+    before = contents(tmp_path / "a")
+    assert {"metrics.jsonl", "programs.jsonl", "config.toml"} <= {path.name for path in before}
     with pytest.raises(CheckpointError, match="got none that is usable"):
         run(tmp_path / "a", config_of(tiny_folder, 32), resume=True)
-    assert len(read_records(tmp_path / "a" / "programs.jsonl")) == 16
+    assert contents(tmp_path / "a") == before
+
+
+def contents(path: Path) -> dict[Path, bytes]:
+    """Every file below a folder."""
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 def test_resuming_inside_an_iteration_again_and_again_keeps_the_whole_checkpoint(tiny_folder, tmp_path):
@@ -225,7 +232,8 @@ def newest_change(path: Path) -> int:
 
 
 def test_an_interrupt_saves_the_iteration(tiny_folder, tmp_path):
-    child = start_child(tmp_path / "b", config_of(tiny_folder, 100_000))
+    """No other checkpoint is due, so that what is there was saved for the interrupt."""
+    child = start_child(tmp_path / "b", config_of(tiny_folder, 100_000, checkpoint_every=100_000))
     while not read_records(tmp_path / "b" / "metrics.jsonl"):
         time.sleep(0.05)
         assert child.is_alive()
@@ -235,4 +243,6 @@ def test_an_interrupt_saves_the_iteration(tiny_folder, tmp_path):
     assert child.exitcode == 0
     checkpoint, _ = latest_checkpoint(tmp_path / "b" / "checkpoints")
     assert checkpoint is not None
-    assert checkpoint.step == len(read_records(tmp_path / "b" / "programs.jsonl"))
+    assert checkpoint.step == len(read_records(tmp_path / "b" / "programs.jsonl")) > 0
+    run(tmp_path / "a", config_of(tiny_folder, checkpoint.step, checkpoint_every=100_000))
+    assert_same_run(tmp_path / "a", tmp_path / "b")
