@@ -10,6 +10,7 @@ import json
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -96,7 +97,7 @@ def plain_aucs(file: Path, target: str, identifier: str, body: str) -> list[floa
     aucs = []
     for seed in range(5):
         x_train, x_val, y_train, y_val = train_test_split(features, y, test_size=0.5, random_state=seed)
-        space: dict = {}
+        space: dict[str, Any] = {}
         exec(body, space)
         proba = space["m"].fit(x_train, y_train).predict_proba(x_val)
         aucs.append(float(roc_auc_score(y_val, proba[:, 1])))

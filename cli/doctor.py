@@ -153,7 +153,8 @@ def probe(sandbox: "Sandbox") -> dict[str, Any]:
     arrays.close()
     if result.failure is None or result.failure.kind != "RuntimeError":
         raise ValueError(f"the probe ended as {result.outcome}: {result.failure}")
-    return json.loads(result.failure.message)
+    told: dict[str, Any] = json.loads(result.failure.message)
+    return told
 
 
 def protections(found: dict[str, Any]) -> dict[str, bool]:

@@ -51,7 +51,7 @@ def write_file(option: str, file: Path, text: str) -> None:
 class Group(click.Group):
     """A click group whose every error is one line, and whose exit codes are those of this module."""
 
-    def main(  # type: ignore[override]
+    def main(
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,

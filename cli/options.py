@@ -9,7 +9,7 @@ from etpo.engine.config import OPTIONS
 from etpo.engine.options import Declared
 
 Command = Callable[..., Any]
-KINDS: dict[type, click.ParamType] = {
+KINDS: dict[type, click.ParamType[Any]] = {
     int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL,
 }  # fmt: skip
 
@@ -52,7 +52,7 @@ def _declaration(one: Declared) -> str:
     return f"{one.flag}/--no-{one.flag.removeprefix('--')}" if one.kind is bool else one.flag
 
 
-def _click_type(one: Declared) -> click.ParamType:
+def _click_type(one: Declared) -> click.ParamType[Any]:
     return click.Choice(list(one.choices)) if one.choices else KINDS[one.kind]
 
 

@@ -16,7 +16,7 @@ from etpo.engine.report.summary import data_name, duration
 from etpo.engine.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from etpo.engine.loop import Outcome
+    from etpo.engine.progress import Outcome
 
 
 @click.command(cls=GroupedCommand)
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     + ", ".join(map(flag, RESUMABLE)) + " may be given.",
 )  # fmt: skip
 @click.pass_context
-def train(ctx: click.Context, config_file: Path | None, resume: Path | None, **values: Any) -> None:
+def train(ctx: click.Context, /, config_file: Path | None, resume: Path | None, **values: Any) -> None:
     """Train a language model by running the programs that it writes.
 
     A flag goes before --config, --config before --preset, and --preset before the default. The run's folder

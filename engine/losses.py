@@ -3,13 +3,11 @@
 Means over real action tokens: the streams hold nothing else.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from etpo.engine.targets import QForm, mix_of
+from etpo.engine.targets import QForm, mix_of, there
 from etpo.kernels import Stream, gather_q, linear_kl, linear_logprob, soft_policy_kl, vocab_stats
 
 
@@ -109,8 +107,8 @@ def _is_plain(stream: Stream) -> bool:
 
 def _swept_kl(policy: Stream, critic: Stream | None, reference: Stream, mix: tuple[float, float]) -> Tensor:
     """KL(softmax(z_p) ‖ softmax(u)) [K] of heads of any kind, u = mix[0]·z_r + mix[1]·z_q."""
-    s: Any = vocab_stats(policy, critic, reference, mix=mix)
-    return s.e_pu - s.lse_p + s.lse_u
+    s = vocab_stats(policy, critic, reference, mix=mix)
+    return there(s.e_pu) - there(s.lse_p) + there(s.lse_u)
 
 
 def detached(stream: Stream) -> Stream:

@@ -4,15 +4,39 @@ Source: ETPO, arXiv:2402.06700; Retrace: Munos 2016, arXiv:1606.02647. Pure func
 All values are in reward units.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from etpo.kernels import VocabStats
+from etpo.kernels import Stream, vocab_stats
 
 QForm = Literal["logits", "residual", "normalised"]
 Backup = Literal["expected", "soft"]
+
+
+class PolicyStats(NamedTuple):
+    """What a sweep says of the policy: log π(w|x) and KL(π(·|x) ‖ π_Q(·|x)), each [N]."""
+
+    logprob: Tensor
+    kl: Tensor
+
+
+class TokenStats(NamedTuple):
+    """What one sweep of the vocabulary says of N token states and the tokens w drawn there, each [N].
+
+    Attributes:
+        lse_q, lse_r, lse_u: log-sum-exp of z_Q, z_ref, and of the logits u of π_Q (see `mix_of`).
+        at_q, at_r: z_Q(w) and z_ref(w).
+        policy: None where no policy was swept.
+    """
+
+    lse_q: Tensor
+    lse_r: Tensor
+    lse_u: Tensor
+    at_q: Tensor
+    at_r: Tensor
+    policy: PolicyStats | None
 
 
 class TokenValues(NamedTuple):
@@ -21,13 +45,11 @@ class TokenValues(NamedTuple):
     Attributes:
         q: [N], Q(x, w) of the token drawn.
         v_soft: [N], V*(x) = β·log Σ_w π̄(w|x)·exp(Q(x, w)/β).
-        v_expected: [N], V_π(x) = E_π[Q] − β·KL(π‖π̄) = V* − β·KL(π‖π_Q); None without a policy.
         logprob_soft: [N], log π_Q(w|x).
     """
 
     q: Tensor
     v_soft: Tensor
-    v_expected: Tensor | None
     logprob_soft: Tensor
 
 
@@ -36,41 +58,61 @@ def mix_of(q_form: QForm, beta: float) -> tuple[float, float]:
     return (1.0, 1.0 / beta) if q_form == "logits" else (0.0, 1.0)
 
 
-def token_values(stats: VocabStats, v_head: Tensor | None, q_form: QForm, beta: float) -> TokenValues:
-    """Q, V*, V_π and log π_Q from the statistics of one sweep.
+def token_stats(
+    policy: Stream | None, critic: Stream, reference: Stream, tokens: Tensor, mix: tuple[float, float]
+) -> TokenStats:
+    """One sweep of the vocabulary over the streams' N token states.
+
+    Args:
+        policy: None where the values do not need it.
+        tokens: int64 [N], the token drawn at each state.
+        mix: see `mix_of`.
+    """
+    s = vocab_stats(policy, critic, reference, targets=tokens, mix=mix)
+    lse_u = there(s.lse_u)
+    of_policy = None
+    if policy is not None:
+        lse_p = there(s.lse_p)
+        of_policy = PolicyStats(there(s.at_p) - lse_p, there(s.e_pu) - lse_p + lse_u)
+    return TokenStats(there(s.lse_q), there(s.lse_r), lse_u, there(s.at_q), there(s.at_r), of_policy)
+
+
+def there(statistic: Tensor | None) -> Tensor:
+    """A statistic whose streams were swept."""
+    assert statistic is not None
+    return statistic
+
+
+def token_values(stats: TokenStats, v_head: Tensor | None, q_form: QForm, beta: float) -> TokenValues:
+    """Q, V* and log π_Q from the statistics of one sweep.
 
     `logits`:      Q = z_Q(w),                                        V* = β·(lse u − lse z_ref)
     `residual`:    Q = v + β·(z_Q(w) − z_ref(w)),                     V* = v + β·(lse z_Q − lse z_ref)
     `normalised`:  Q = v + β·(log softmax(z_Q)(w) − log π̄(w)),        V* = v
-    and in each V_π = V* − β·KL(π‖π_Q).
 
     Args:
-        stats: of (policy or None, critic, reference) with `mix_of(q_form, beta)`, fields [N].
+        stats: swept with `mix_of(q_form, beta)`.
         v_head: [N], the scalar head; not used by `logits`.
         q_form, beta: as configured; β > 0.
 
     Raises:
         ValueError: a form that needs the scalar head came without one.
     """
-    s: Any = stats  # a field is None only where its stream is absent
     if q_form == "logits":
-        q = s.at_q
-        v_soft = beta * (s.lse_u - s.lse_r)
-        logprob_soft = s.at_r + s.at_q / beta - s.lse_u
-    else:
-        if v_head is None:
-            raise ValueError(f"q_form '{q_form}': expected the scalar head's values, got None")
-        logprob_soft = s.at_q - s.lse_q
-        if q_form == "normalised":
-            q = v_head + beta * (logprob_soft - (s.at_r - s.lse_r))
-            v_soft = v_head
-        else:
-            q = v_head + beta * (s.at_q - s.at_r)
-            v_soft = v_head + beta * (s.lse_q - s.lse_r)
-    v_expected = None
-    if s.e_pu is not None:
-        v_expected = v_soft - beta * (s.e_pu - s.lse_p + s.lse_u)
-    return TokenValues(q, v_soft, v_expected, logprob_soft)
+        v_soft = beta * (stats.lse_u - stats.lse_r)
+        return TokenValues(stats.at_q, v_soft, stats.at_r + stats.at_q / beta - stats.lse_u)
+    if v_head is None:
+        raise ValueError(f"q_form '{q_form}': expected the scalar head's values, got None")
+    logprob_soft = stats.at_q - stats.lse_q
+    if q_form == "normalised":
+        return TokenValues(v_head + beta * (logprob_soft - (stats.at_r - stats.lse_r)), v_head, logprob_soft)
+    v_soft = v_head + beta * (stats.lse_q - stats.lse_r)
+    return TokenValues(v_head + beta * (stats.at_q - stats.at_r), v_soft, logprob_soft)
+
+
+def expected_value(v_soft: Tensor, policy: PolicyStats, beta: float) -> Tensor:
+    """V_π(x) = E_π[Q] − β·KL(π‖π̄) = V* − β·KL(π‖π_Q), [N]."""
+    return v_soft - beta * policy.kl
 
 
 def prefix_sums(x_K: Tensor, lengths: list[int]) -> Tensor:
@@ -111,9 +153,8 @@ def retrace_targets(
         )
     # y_k = a_k + b_k·y_{k+1}: a scalar recursion over at most some ten thousand tokens, exact in float64.
     goes_on = trace_goes_on_K.double()
-    shift = lambda x: torch.cat((x[1:], x.new_zeros(1)))  # noqa: E731
-    b_K = discount_K.double() * goes_on * shift(trace_K.double())
-    a_K = reward_K.double() + discount_K.double() * v_next_K.double() - b_K * shift(q_K.double())
+    b_K = discount_K.double() * goes_on * _of_next(trace_K.double())
+    a_K = reward_K.double() + discount_K.double() * v_next_K.double() - b_K * _of_next(q_K.double())
     a, b = a_K.tolist(), b_K.tolist()
     y_next = 0.0
     for k in range(len(a) - 1, -1, -1):
@@ -121,6 +162,11 @@ def retrace_targets(
         y_next = a[k] + b[k] * y_next if b[k] else a[k]
         a[k] = y_next
     return torch.tensor(a, dtype=torch.float64, device=q_K.device).to(q_K.dtype)
+
+
+def _of_next(x_K: Tensor) -> Tensor:
+    """The value of the next state of the row at each one; 0 at the last."""
+    return torch.cat((x_K[1:], x_K.new_zeros(1)))
 
 
 def replay_weights(logprob_target_K: Tensor, logprob_mu_K: Tensor, lengths: list[int]) -> Tensor:

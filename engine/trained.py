@@ -51,7 +51,8 @@ class Trained:
     @property
     def model(self) -> nn.Module:
         """The policy as a Hugging Face model; for adapters, the base with the policy's adapter in force."""
-        return self.roles.hand_over("policy").hf
+        model: nn.Module = self.roles.hand_over("policy").hf
+        return model
 
     def sample(
         self, prompt: str, n: int, *, seed: int = 0, temperature: float = 1.0, role: Role = "policy"

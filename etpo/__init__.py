@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from etpo.engine.config import Config
-    from etpo.engine.loop import Outcome
+    from etpo.engine.progress import Outcome
     from etpo.engine.trained import Trained
     from etpo.envs.scoring import Score
 

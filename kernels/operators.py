@@ -158,7 +158,7 @@ def flatten(problem: Problem) -> tuple[list[Tensor], list[int], list[float]]:
 
 
 def _tangent(tensor: Tensor) -> Tensor | None:
-    tangent: Tensor | None = unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
+    tangent: Tensor | None = unpack_dual(tensor).tangent
     return tangent
 
 

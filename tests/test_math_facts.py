@@ -14,11 +14,19 @@ import torch
 from torch import Tensor
 
 from etpo.engine.losses import policy_loss
-from etpo.engine.targets import QForm, mix_of, retrace_targets, token_values, trace_coefficients
+from etpo.engine.targets import (
+    QForm,
+    expected_value,
+    mix_of,
+    retrace_targets,
+    token_stats,
+    token_values,
+    trace_coefficients,
+)
 from etpo.envs.words import solve as dp
 from etpo.envs.words.mdp import Bools, Floats, Ints, TokenTable, WordMDP, token_table, word_probabilities
 from etpo.envs.words.token_mdp import random_word_mdp
-from etpo.kernels import Stream, vocab_stats
+from etpo.kernels import Stream
 
 GAMMA = 0.9
 ATOL = 6e-13
@@ -204,27 +212,28 @@ def test_fact_2_the_engine_reads_the_values_of_a_table(seed: int, beta: float, q
     reference_XV, q_XV, policy_XV = table.reference_XV, _random_q(table, seed), _random_policy(table, seed)
     critic, v_head_X = _critic(q_XV, reference_XV, q_form, beta)
     for token in range(q_XV.shape[1]):
-        stats = vocab_stats(
+        stats = token_stats(
             _stream(np.log(policy_XV)),
             critic,
             _stream(np.log(reference_XV)),
-            targets=torch.full((len(q_XV),), token),
-            mix=mix_of(q_form, beta),
-            backend="reference",
+            torch.full((len(q_XV),), token),
+            mix_of(q_form, beta),
         )
+        assert stats.policy is not None
         values = token_values(stats, v_head_X, q_form, beta)
+        v_expected = expected_value(values.v_soft, stats.policy, beta)
         exact = {
-            "q": q_XV[:, token],
-            "v_soft": dp.soft_value(q_XV, reference_XV, beta),
-            "v_expected": dp.expected_value(q_XV, policy_XV, reference_XV, beta),
-            "logprob_soft": np.log(dp.soft_policy(q_XV, reference_XV, beta))[:, token],
-        }
-        for name, value_X in exact.items():
+            "q": (values.q, q_XV[:, token]),
+            "v_soft": (values.v_soft, dp.soft_value(q_XV, reference_XV, beta)),
+            "v_expected": (v_expected, dp.expected_value(q_XV, policy_XV, reference_XV, beta)),
+            "logprob_soft": (
+                values.logprob_soft, np.log(dp.soft_policy(q_XV, reference_XV, beta))[:, token],
+            ),
+        }  # fmt: skip
+        for name, (got, value_X) in exact.items():
             # Log-probabilities are Q/β, so they carry the error of Q over β.
             atol = ATOL / min(beta, 1.0)
-            np.testing.assert_allclose(
-                getattr(values, name).numpy(), value_X, rtol=0, atol=atol, err_msg=name
-            )
+            np.testing.assert_allclose(got.numpy(), value_X, rtol=0, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("q_form", get_args(QForm))

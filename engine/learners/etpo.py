@@ -19,14 +19,15 @@ from etpo.engine.optim import optimizers_of
 from etpo.engine.replay import Action, ActionBatch, Replay, collate
 from etpo.engine.step import BoundedStep
 from etpo.engine.targets import (
+    expected_value,
     mix_of,
     prefix_sums,
     replay_weights,
     retrace_targets,
+    token_stats,
     token_values,
     trace_coefficients,
 )
-from etpo.kernels import vocab_stats
 
 
 class Targets(NamedTuple):
@@ -123,12 +124,12 @@ class EtpoLearner:
         policy = None
         if config.backup == "expected":
             policy = roles.stream("policy", roles.hidden("policy", sequences))
-        stats: Any = vocab_stats(
+        stats = token_stats(
             policy,
-            critic=roles.stream("target", hidden),
-            reference=roles.stream("reference", hidden_ref),
-            targets=drawn,
-            mix=mix_of(config.q_form, config.beta),
+            roles.stream("target", hidden),
+            roles.stream("reference", hidden_ref),
+            drawn,
+            mix_of(config.q_form, config.beta),
         )
         v_head = None if config.q_form == "logits" else roles.value("target", hidden)
         if v_head is not None and config.q_form == "normalised":
@@ -136,11 +137,9 @@ class EtpoLearner:
             v_head = v_head.clone()
             v_head[:n] += self._told_by_prefix(ratio[:n], batch)
         values = token_values(stats, v_head, config.q_form, config.beta)
-        if config.backup == "expected":
-            assert values.v_expected is not None
-            v, logprob = values.v_expected, stats.at_p - stats.lse_p
-        else:
-            v, logprob = values.v_soft, values.logprob_soft
+        v, logprob = values.v_soft, values.logprob_soft
+        if stats.policy is not None:
+            v, logprob = expected_value(v, stats.policy, config.beta), stats.policy.logprob
         logprob, logprob_mu = logprob[:n], batch.logprob_mu_K.to(device)
         weight = None
         if self._weighs_replay:

@@ -27,7 +27,8 @@ class Padding:
     def pad(self, x_N: Tensor) -> Tensor:
         """[N, …] → [S, T, …], zeros on padding."""
         padded = x_N.new_zeros((self.n_sequences * self.width, *x_N.shape[1:]))
-        return padded.index_copy(0, self.flat_N, x_N).unflatten(0, (self.n_sequences, self.width))
+        padded = padded.index_copy(0, self.flat_N, x_N)
+        return padded.view(self.n_sequences, self.width, *x_N.shape[1:])
 
     def pack(self, x_ST: Tensor) -> Tensor:
         """[S, T, …] → [N, …]."""

@@ -52,7 +52,9 @@ class ChatTemplate:
         return {"role": role, "content": [{"type": "text", "text": content}] if self._as_parts else content}
 
     def _apply(self, turns: list[dict[str, Any]], **settings: Any) -> str:
-        return self._tokenizer.apply_chat_template([*self._system, *turns], tokenize=False, **settings)
+        turns = [*self._system, *turns]
+        text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, **settings)
+        return text
 
     def _find_end_of_turn(self) -> int | None:
         said = "It is done"

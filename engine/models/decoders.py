@@ -60,12 +60,12 @@ class LeanDecoder:
 
     def prefill(self) -> Tensor:
         attend = PrefillAttention(self.layout, self.lengths_P, self.prompt_of, self.cache)
-        hidden_ND = self.model(self.packed, self.layout.positions_N, attend)
+        hidden_ND: Tensor = self.model(self.packed, self.layout.positions_N, attend)
         last_P = (self.lengths_P.cumsum(0) - 1).to(self.model.device)
         return hidden_ND[last_P][self.prompt_of]
 
     def step(self, tokens_B: Tensor) -> Tensor:
-        hidden_BD = self.model(tokens_B, self.cache.next_position_B, self.cache)
+        hidden_BD: Tensor = self.model(tokens_B, self.cache.next_position_B, self.cache)
         self.cache.advance()
         return hidden_BD
 

@@ -90,7 +90,8 @@ class LanguageModel(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """The LM head [V, D]; the embedding itself where the two are tied."""
-        return self.hf.get_output_embeddings().weight
+        weight: Tensor = self.hf.get_output_embeddings().weight
+        return weight
 
     @property
     def head_bias(self) -> Tensor | None:
@@ -125,7 +126,9 @@ class LanguageModel(nn.Module):
             x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
         return _rms_norm(body.norm, x)
 
-    def forward_padded(self, tokens_BT: Tensor, is_token_BT: Tensor, cache=None) -> tuple[Tensor, object]:
+    def forward_padded(
+        self, tokens_BT: Tensor, is_token_BT: Tensor, cache: object = None
+    ) -> tuple[Tensor, object]:
         """Last hidden states [B, T, D] through transformers' own forward, and its cache.
 
         Args:
@@ -292,7 +295,7 @@ def _end_tokens(hf: Any, vocabulary: int) -> frozenset[int]:
     return frozenset(end for end in ends if 0 <= end < vocabulary)
 
 
-def _is_lean(config) -> bool:
+def _is_lean(config: Any) -> bool:
     if config.model_type not in LEAN_FAMILIES or getattr(config, "hidden_act", "silu") != "silu":
         return False
     slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)

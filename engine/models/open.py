@@ -63,4 +63,4 @@ def torch_dtype(config: Config) -> torch.dtype:
     """`auto`: bfloat16 on a GPU (but see `open_model`), float32 on a CPU."""
     if config.dtype == "auto":
         return torch.float32 if device_of(config) == "cpu" else torch.bfloat16
-    return getattr(torch, config.dtype)
+    return torch.float32 if config.dtype == "float32" else torch.bfloat16

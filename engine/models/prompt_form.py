@@ -140,7 +140,11 @@ class PromptForm:
 
     def _encode_chat(self, state: str, room: int) -> list[int]:
         assert self._chat is not None
-        encode = lambda part: self._chat.encode(chat_message(part), self._text)  # noqa: E731
+        chat, text = self._chat, self._text
+
+        def encode(part: str) -> list[int]:
+            return chat.encode(chat_message(part), text)
+
         ids = encode(state)
         parts = re.findall(r"[^\n]*\n|[^\n]+", state)
         while len(ids) > room and len(parts) > 1:
@@ -161,7 +165,8 @@ class PromptForm:
         return ids
 
     def _said(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        said: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return said
 
 
 def action_of(state: str, said: str) -> str:

@@ -70,7 +70,8 @@ class _ScalarHeads:
             head.requires_grad_(role in TRAINED)
 
     def value(self, role: Role, hidden: Tensor) -> Tensor:
-        return self.heads[role](hidden.float()).squeeze(-1)
+        value: Tensor = self.heads[role](hidden.float())
+        return value.squeeze(-1)
 
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
         named = self.heads[role].named_parameters() if role in self.heads else ()
@@ -123,7 +124,8 @@ class FullRoles:
 
     def merged(self, role: Role) -> nn.Module:
         """The role as one plain Hugging Face model."""
-        return self.models[role].hf
+        model: nn.Module = self.models[role].hf
+        return model
 
 
 class LoraRoles:
@@ -187,7 +189,8 @@ class LoraRoles:
     def merged(self, role: Role) -> nn.Module:
         """The role as one plain Hugging Face model; this object is used up."""
         merge_adapter(self.model.hf, role)
-        return self.model.hf
+        model: nn.Module = self.model.hf
+        return model
 
 
 def _stream(model: LanguageModel, hidden: Tensor) -> Stream:

@@ -49,7 +49,8 @@ class Sequences:
             order = torch.cat([row_of[i] for i in range(len(rows))]) + attend.n_prompt_tokens
             self._layouts[device] = torch.cat(self.prompts + suffixes).to(device), attend, order.to(device)
         tokens_N, attend, order = self._layouts[device]
-        return model(tokens_N, attend.positions_N, attend).index_select(0, order)
+        hidden: Tensor = model(tokens_N, attend.positions_N, attend)
+        return hidden.index_select(0, order)
 
     def _padded(self, model: LanguageModel) -> Tensor:
         rows = [torch.cat((self.prompts[p], s)) for p, s in zip(self.prompt_of, self.suffixes, strict=True)]

@@ -146,7 +146,7 @@ def _plan(work: Path, seed: int, minutes: float | None, tokens: int, recipe: Rec
     asked = {"seed": seed, "minutes": minutes, "tokens_asked": tokens, "recipe": repr(recipe)}
     path = work / "plan.json"
     if path.is_file():
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if all(plan.get(key) == value for key, value in asked.items()):
             return plan
         shutil.rmtree(work)
@@ -337,7 +337,8 @@ def _kept_tokenizer(work: Path, seed: int, recipe: Recipe) -> PreTrainedTokenize
             islice(documents(seed, "tokenizer"), recipe.tokenizer_documents), recipe.vocab
         ).save_pretrained(partial)
         partial.rename(folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer
 
 
 def _kept_corpus(

@@ -8,6 +8,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -183,7 +184,7 @@ def prepare(name: str, table: pd.DataFrame, recipe: Recipe, protocol: str) -> Da
     return Dataset(name, x, y, feature_names, class_names, recipe.source, is_twin, target, protocol)
 
 
-def feature_columns(table: pd.DataFrame, target: str) -> list:
+def feature_columns(table: pd.DataFrame, target: str) -> list[Any]:
     """All columns but the target and the identifier.
 
     The identifier is the first column that is named id, number or index, or like user_id or UserId, and whose
@@ -205,7 +206,7 @@ def complete_rows(table: pd.DataFrame, share: float) -> pd.DataFrame:
 
 
 def to_arrays(
-    table: pd.DataFrame, features: list, target: str, paper: bool
+    table: pd.DataFrame, features: list[Any], target: str, paper: bool
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """x [rows, features] float64, y [rows] int64, and the names of the classes, sorted.
 

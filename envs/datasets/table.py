@@ -13,9 +13,13 @@ import io
 import itertools
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
+if TYPE_CHECKING:
+    import _csv
 
 MOST_ROWS = 2_000
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -104,7 +108,7 @@ def find_separator(text: str, target: str) -> str:
     return max(SEPARATORS, key=fits)
 
 
-def _cells(text: str, separator: str, strict: bool):
+def _cells(text: str, separator: str, strict: bool) -> "_csv.Reader":
     csv.field_size_limit(2**31 - 1)
     lines = io.StringIO(text.lstrip("\r\n"), newline="")
     return csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=strict)

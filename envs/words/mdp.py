@@ -227,7 +227,8 @@ def _draw(probability_NX: Floats, rng: np.random.Generator) -> Ints:
     """One index a row, by inverting the cumulative distribution."""
     cumulative_NX = probability_NX.cumsum(-1)
     uniform_N1 = rng.random((len(cumulative_NX), 1)) * cumulative_NX[:, -1:]
-    return (uniform_N1 >= cumulative_NX).sum(-1)
+    drawn_N: Ints = (uniform_N1 >= cumulative_NX).sum(-1)
+    return drawn_N
 
 
 def token_table(mdp: WordMDP) -> TokenTable:

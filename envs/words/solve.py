@@ -37,24 +37,28 @@ def soft_value(q: Floats, reference: Floats, beta: float) -> Floats:
     """V* = β·log Σ_w π̄(w)·exp(Q(w)/β) over the last axis, for π̄ that sums to 1: [..., V] to [...]."""
     peak = q.max(-1, keepdims=True)
     # log1p and expm1, because at a large β the sum is so close to 1 that β·log(sum) would be mostly rounding.
-    return peak[..., 0] + beta * np.log1p((reference * np.expm1((q - peak) / beta)).sum(-1))
+    value: Floats = peak[..., 0] + beta * np.log1p((reference * np.expm1((q - peak) / beta)).sum(-1))
+    return value
 
 
 def soft_policy(q: Floats, reference: Floats, beta: float) -> Floats:
     """π_Q(w) = π̄(w)·exp((Q(w) − V*)/β), [..., V]."""
-    weight = reference * np.exp((q - q.max(-1, keepdims=True)) / beta)
-    return weight / weight.sum(-1, keepdims=True)
+    weight: Floats = reference * np.exp((q - q.max(-1, keepdims=True)) / beta)
+    weight /= weight.sum(-1, keepdims=True)
+    return weight
 
 
 def kl(policy: Floats, other: Floats) -> Floats:
     """KL(π ‖ other) over the last axis, in nats: [..., V] to [...]; 0·log 0 counts as 0."""
     ratio = np.where(policy > 0, policy, other) / other
-    return (policy * np.log(ratio)).sum(-1)
+    total: Floats = (policy * np.log(ratio)).sum(-1)
+    return total
 
 
 def expected_value(q: Floats, policy: Floats, reference: Floats, beta: float) -> Floats:
     """V_π = E_{w~π}[Q(w)] − β·KL(π ‖ π̄) over the last axis: [..., V] to [...]."""
-    return (policy * q).sum(-1) - beta * kl(policy, reference)
+    value: Floats = (policy * q).sum(-1) - beta * kl(policy, reference)
+    return value
 
 
 def backup(table: TokenTable, v_X: Floats, gamma: float) -> Floats:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from etpo.engine.losses import critic_at_tokens, critic_loss, policy_loss, q_of_tokens, stream_kl
-from etpo.engine.targets import mix_of, token_values
-from etpo.kernels import Stream, vocab_stats
+from etpo.engine.targets import mix_of, token_stats, token_values
+from etpo.kernels import Stream
 
 BETA = 0.3
 HEADS = {"plain": (1.0, None), "Gemma's": (1.0, 1.5), "Granite's": (4.0, None), "both": (0.5, 1.5)}
@@ -76,10 +76,8 @@ def test_what_the_critic_learns_is_what_the_targets_read(q_form, head):
     _, critic, reference = streams_of(head)
     tokens = torch.tensor([0, 3, 10, 3, 7])
     v_head = None if q_form == "logits" else torch.linspace(-1, 1, 5, dtype=torch.float64)
-    stats = vocab_stats(None, critic, reference, targets=tokens, mix=mix_of(q_form, BETA))
+    stats = token_stats(None, critic, reference, tokens, mix_of(q_form, BETA))
     values = token_values(stats, v_head, q_form, BETA)
-    assert stats.at_r is not None
-    assert stats.lse_r is not None
     at_ref = stats.at_r - stats.lse_r if q_form == "normalised" else stats.at_r
     q = q_of_tokens(critic_at_tokens(critic, tokens, q_form), at_ref, v_head, q_form, BETA)
     torch.testing.assert_close(q, values.q, rtol=1e-10, atol=1e-10)

@@ -92,12 +92,22 @@ def latest_checkpoint_at(path: Path, step: int):
     return load_checkpoint(path / "checkpoints" / f"step-{step:06d}").tensors
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny_folder, tmp_path):
+def cut(weights: bytes) -> bytes:
+    return weights[:-100]
+
+
+def with_a_wrong_bit(weights: bytes) -> bytes:
+    """A file of safetensors that loads, with another number somewhere."""
+    return weights[:-100] + bytes([weights[-100] ^ 1]) + weights[-99:]
+
+
+@pytest.mark.parametrize("damaged", [cut, with_a_wrong_bit])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny_folder, tmp_path, damaged):
     run(tmp_path / "a", config_of(tiny_folder, 48))
     run(tmp_path / "b", config_of(tiny_folder, 40))
     newest = list_checkpoints(tmp_path / "b" / "checkpoints")[-1]
     weights = newest / "state.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    weights.write_bytes(damaged(weights.read_bytes()))
     outcome = run(tmp_path / "b", config_of(tiny_folder, 48), resume=True)
     assert len(outcome.notes) == 1
     assert str(newest) in outcome.notes[0]

@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from etpo.engine.targets import (
+    expected_value,
     mix_of,
     prefix_sums,
     replay_weights,
     retrace_targets,
+    token_stats,
     token_values,
     trace_coefficients,
 )
-from etpo.kernels import Stream, vocab_stats
+from etpo.kernels import Stream
 
 FORMS = ("logits", "residual", "normalised")
 
@@ -40,18 +42,21 @@ def test_values_are_their_definitions(q_form, beta, seed):
     v_expected = (log_pi.exp() * (q_NV - beta * (log_pi - log_ref))).sum(-1)
     logprob_soft = (log_ref + q_NV / beta).log_softmax(-1)
 
-    stats = vocab_stats(policy, critic, reference, targets=tokens, mix=mix_of(q_form, beta))
+    stats = token_stats(policy, critic, reference, tokens, mix_of(q_form, beta))
+    assert stats.policy is not None
     values = token_values(stats, None if q_form == "logits" else v_head, q_form, beta)
+    v_policy = expected_value(values.v_soft, stats.policy, beta)
     at = lambda x: x.gather(1, tokens[:, None]).squeeze(1)  # noqa: E731
-    for got, want in ((values.q, at(q_NV)), (values.v_soft, v_soft), (values.v_expected, v_expected),
-                      (values.logprob_soft, at(logprob_soft))):  # fmt: skip
+    for got, want in ((values.q, at(q_NV)), (values.v_soft, v_soft), (v_policy, v_expected),
+                      (values.logprob_soft, at(logprob_soft)),
+                      (stats.policy.logprob, at(log_pi))):  # fmt: skip
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
-    assert (values.v_expected <= values.v_soft + 1e-12).all()
+    assert (v_policy <= values.v_soft + 1e-12).all()
 
 
 def test_forms_with_a_scalar_head_ask_for_it():
     (policy, critic, reference), _, tokens = random_streams(0)
-    stats = vocab_stats(policy, critic, reference, targets=tokens, mix=mix_of("residual", 1.0))
+    stats = token_stats(policy, critic, reference, tokens, mix_of("residual", 1.0))
     with pytest.raises(ValueError, match="scalar head"):
         token_values(stats, None, "residual", 1.0)
 
