@@ -8,13 +8,15 @@ OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check
+.PHONY: help demo test fast check bench
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   train the bundled model on tic-tac-toe on a CPU, and leave a report"
 	@echo "make test   check, then run the tests"
+	@echo "make fast   check, then the tests that take seconds"
 	@echo "make check  lint, format and types"
+	@echo "make bench  measure kernels and sandbox on this machine"
 
 demo: $(STAMP)
 	@$(BIN)/etpo train --dataset tic-tac-toe --steps 500 --seed 0 --device cpu --out $(OUT)
@@ -22,6 +24,13 @@ demo: $(STAMP)
 
 test: check
 	HF_HUB_OFFLINE=1 $(BIN)/pytest --import-mode=importlib
+
+fast: check
+	HF_HUB_OFFLINE=1 $(BIN)/pytest --import-mode=importlib -m "not slow"
+
+bench: $(STAMP)
+	$(BIN)/etpo bench kernels --shapes nano
+	$(BIN)/etpo bench sandbox
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -62,3 +62,19 @@ def tiny_folder(tmp_path_factory) -> Path:
     )
     wrapped.save_pretrained(folder)
     return folder
+
+
+# Left out of `make fast`: these start many processes, interpret kernels, or train until something is learned.
+SLOW = (
+    "kernels/interpreted/", "kernels/test_memory.py", "bench/", "envs/sandbox/", "envs/program_repair/",
+    "envs/test_reference_pipelines.py", "envs/test_scoring.py", "envs/datasets/test_fetch.py",
+    "engine/pretrain/", "engine/learners/test_grid.py::test_the_update_reaches_the_optimum",
+    "engine/test_resume.py::test_killed_at_random_moments",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what stands in SLOW."""
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
