@@ -3,12 +3,12 @@
 Means over real action tokens: the streams hold nothing else.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from etpo.engine.targets import QForm, mix_of, there
-from etpo.kernels import Stream, gather_q, linear_kl, linear_logprob, soft_policy_kl, vocab_stats
+from etpo.engine.targets import QForm, mix_of
+from etpo.kernels import Stream, gather_q, linear_logprob
+from etpo.kernels.losses import divergence
 
 
 def critic_at_tokens(critic: Stream, tokens_K: Tensor, q_form: QForm) -> Tensor:
@@ -22,10 +22,10 @@ def critic_at_tokens(critic: Stream, tokens_K: Tensor, q_form: QForm) -> Tensor:
     """
     if q_form == "normalised":
         return logprob_and_entropy(critic, tokens_K)[0]
-    z_q = gather_q(critic.hidden, critic.weight, tokens_K, bias=critic.bias)
-    if critic.softcap is not None:
-        z_q = critic.softcap * torch.tanh(z_q / critic.softcap)
-    return z_q / critic.temperature
+    return gather_q(
+        critic.hidden, critic.weight, tokens_K, bias=critic.bias, lora=critic.lora,
+        temperature=critic.temperature, softcap=critic.softcap,
+    )  # fmt: skip
 
 
 def q_of_tokens(
@@ -71,52 +71,28 @@ def policy_loss(policy: Stream, critic: Stream, reference: Stream, q_form: QForm
     critic = detached(critic)
     if q_form != "logits":
         return stream_kl(policy, critic).mean()
-    reference = detached(reference)
-    if _is_plain(policy):
-        kl = soft_policy_kl(
-            policy.hidden, policy.weight, critic.hidden, critic.weight, reference.hidden, reference.weight,
-            beta, bias=policy.bias, q_bias=critic.bias, ref_bias=reference.bias,
-        )  # fmt: skip
-    else:
-        kl = _swept_kl(policy, critic, reference, mix_of(q_form, beta))
-    return kl.mean()
+    return divergence(policy, critic, detached(reference), mix_of(q_form, beta)).mean()
 
 
 def stream_kl(policy: Stream, reference: Stream) -> Tensor:
     """KL(softmax(z_p) ‖ softmax(z_r)) [K], exact."""
-    if not _is_plain(policy):
-        return _swept_kl(policy, None, reference, (1.0, 0.0))
-    return linear_kl(
-        policy.hidden, policy.weight, reference.hidden, reference.weight,
-        bias=policy.bias, ref_bias=reference.bias,
-    )  # fmt: skip
+    return divergence(policy, None, reference, (1.0, 0.0))
 
 
 def logprob_and_entropy(stream: Stream, tokens_K: Tensor) -> tuple[Tensor, Tensor]:
     """log softmax(z)(w_k) and the entropy of softmax(z), each [K]."""
     return linear_logprob(
-        stream.hidden, stream.weight, tokens_K, bias=stream.bias,
+        stream.hidden, stream.weight, tokens_K, bias=stream.bias, lora=stream.lora,
         temperature=stream.temperature, softcap=stream.softcap,
     )  # fmt: skip
 
 
-def _is_plain(stream: Stream) -> bool:
-    """True for logits that `linear_kl` and `soft_policy_kl` can make: h·Wᵀ + bias, and no more."""
-    return stream.softcap is None and stream.temperature == 1.0
-
-
-def _swept_kl(policy: Stream, critic: Stream | None, reference: Stream, mix: tuple[float, float]) -> Tensor:
-    """KL(softmax(z_p) ‖ softmax(u)) [K] of heads of any kind, u = mix[0]·z_r + mix[1]·z_q."""
-    s = vocab_stats(policy, critic, reference, mix=mix)
-    return there(s.e_pu) - there(s.lse_p) + there(s.lse_u)
-
-
 def detached(stream: Stream) -> Stream:
-    """The stream with no gradient in any of its parts."""
+    """The stream with no gradient in any of its parts; what has none stays the tensor that it is."""
 
-    def cut(x: Tensor | None) -> Tensor | None:
-        return x.detach() if isinstance(x, torch.Tensor) else x
+    def cut(x: Tensor) -> Tensor:
+        return x.detach() if x.requires_grad else x
 
-    return stream._replace(
-        hidden=stream.hidden.detach(), weight=stream.weight.detach(), bias=cut(stream.bias)
-    )
+    lora = None if stream.lora is None else (cut(stream.lora[0]), cut(stream.lora[1]), stream.lora[2])
+    bias = None if stream.bias is None else cut(stream.bias)
+    return stream._replace(hidden=cut(stream.hidden), weight=cut(stream.weight), bias=bias, lora=lora)

@@ -40,20 +40,33 @@ class Backend(NamedTuple):
     number: Callable[[Problem, int], Tensor | None] | None = None
 
     def kl(self, problem: Problem, *, in_place: bool = False) -> Tensor:
-        """KL(softmax z_p ‖ softmax u) = E_p[z_p − u] − lse_p + lse_u; where it is infinite, no gradient."""
+        """KL(softmax z_p ‖ softmax u) = E_p[z_p − u] − lse_p + lse_u; where it is infinite, no gradient.
+
+        [N], or [1], their sum, where the problem has weights.
+        """
         value = None if self.number is None else self.number(problem, KL)
         if value is None:
             lse_p, lse_u, e_pu = self.sweep(problem, ("lse_p", "lse_u", "e_pu"), in_place=in_place)
-            value = e_pu - lse_p + lse_u
+            value = _weigh(e_pu - lse_p + lse_u, problem)
+        if problem.weights is not None:
+            return value
         return torch.where(torch.isinf(value), value.detach(), value)
 
     def log_ratio(self, problem: Problem, *, in_place: bool = False) -> Tensor:
-        """lse u − lse z_r."""
+        """lse u − lse z_r, [N], or [1], their sum, where the problem has weights."""
         value = None if self.number is None else self.number(problem, LOG_RATIO)
         if value is not None:
             return value
         lse_r, lse_u = self.sweep(problem, ("lse_r", "lse_u"), in_place=in_place)
-        return lse_u - lse_r
+        return _weigh(lse_u - lse_r, problem)
+
+
+def _weigh(values: Tensor, problem: Problem) -> Tensor:
+    """Σ weight · value [1] where the problem has weights; what is infinite gives no gradient."""
+    if problem.weights is None:
+        return values
+    values = torch.where(torch.isinf(values), values.detach(), values)
+    return (problem.weights * values).sum(0, keepdim=True)
 
 
 def _at_first_use(module: str, name: str) -> Callable[..., Any]:

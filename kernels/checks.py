@@ -4,6 +4,7 @@ import operator
 import os
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,20 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int64, torch.int32)
 # Logits are multiplied by nothing larger.
 MAX_FACTOR = torch.finfo(torch.float32).max
+# The functions without targets ignore no row.
+NO_INDEX = -100
+
+
+class Rows(NamedTuple):
+    """What a caller says of the rows: a token or K tokens of each, which count (mask), and their weights."""
+
+    targets: Tensor | None = None
+    ignore_index: int = NO_INDEX
+    mask: Tensor | None = None
+    weights: Tensor | None = None
+
+
+ALL_ROWS = Rows()
 
 
 def build_problem(
@@ -23,9 +38,8 @@ def build_problem(
     critic: Stream | None,
     reference: Stream | None,
     *,
-    targets: Tensor | None = None,
+    rows: Rows = ALL_ROWS,
     mix: tuple[float, float] = (1.0, 1.0),
-    ignore_index: int = -100,
     prefixes: tuple[str, str, str] = ("policy.", "critic.", "reference."),
 ) -> tuple[Problem, torch.Size]:
     """Checks every input and flattens it. Returns the problem and the shape of one statistic.
@@ -44,21 +58,17 @@ def build_problem(
     (first_name, first), *others = streams.values()
     for name, stream in others:
         check_beside(name, stream, first_name, first)
-    shape, n_vocab = first.hidden.shape[:-1], first.weight.shape[0]
-    ignore_index = check_index("ignore_index", ignore_index)
-    if targets is not None:
-        targets = check_targets(targets, shape, n_vocab, first.hidden.device, ignore_index)
-    sources = {k: Source(_rows(stream.hidden), *stream[1:]) for k, (_, stream) in streams.items()}
-    return problem_of(sources, targets, check_mix(mix), ignore_index), shape
+    sources = {k: Source(_flat(stream.hidden), *stream[1:]) for k, (_, stream) in streams.items()}
+    shape = first.hidden.shape[:-1]
+    return _with_rows(problem_of(sources, None, check_mix(mix), NO_INDEX), shape, rows), shape
 
 
 def build_logits_problem(
     named: dict[int, tuple[str, Tensor]],
     *,
     temperature: float = 1.0,
-    targets: Tensor | None = None,
+    rows: Rows = ALL_ROWS,
     mix: tuple[float, float] = (1.0, 1.0),
-    ignore_index: int = -100,
 ) -> tuple[Problem, torch.Size]:
     """As `build_problem`, of logits [N, V] or [B, T, V] by stream, each with the caller's name of them."""
     temperature = check_positive("temperature", temperature)
@@ -66,21 +76,56 @@ def build_logits_problem(
     if not isinstance(first, Tensor) or first.dim() not in (2, 3) or first.shape[-1] < 1:
         got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
         raise ValueError(f"{first_name}: expected shape [N, V] or [B, T, V] with V ≥ 1, got {got}")
-    shape, n_vocab = first.shape[:-1], first.shape[-1]
     sources = {}
     for k, (name, tensor) in named.items():
         check_tensor(name, tensor, tuple(first.shape), first.device)
         if (tensor.dtype == torch.float64) != (first.dtype == torch.float64):
             raise ValueError(f"{name}: float64 does not mix with {first.dtype}, got {tensor.dtype}")
-        sources[k] = Source(_rows(usable(tensor)), None, temperature=temperature)
+        sources[k] = Source(_flat(usable(tensor)), None, temperature=temperature)
+    shape = first.shape[:-1]
+    return _with_rows(problem_of(sources, None, check_mix(mix), NO_INDEX), shape, rows), shape
+
+
+def _with_rows(problem: Problem, shape: torch.Size, rows: Rows) -> Problem:
+    """`problem` with what the caller says of its rows, checked."""
+    targets, ignore_index, mask, weights = rows
     ignore_index = check_index("ignore_index", ignore_index)
     if targets is not None:
-        targets = check_targets(targets, shape, n_vocab, first.device, ignore_index)
-    return problem_of(sources, targets, check_mix(mix), ignore_index), shape
+        targets = check_targets(targets, shape, problem.n_vocab, problem.device, ignore_index)
+    if mask is not None:
+        mask = check_vector("mask", mask, shape, problem.device, (torch.bool,))
+    if weights is not None:
+        weights = check_vector("weights", weights, shape, problem.device, FLOAT_DTYPES).to(problem.dtype)
+        if weights.requires_grad:
+            raise ValueError("weights: expected a tensor that asks for no gradient, got one that does")
+        mask = weights != 0 if mask is None else mask & (weights != 0)
+    if mask is not None:
+        # A row without a target does not count, whatever else is asked of it.
+        targets = torch.where(mask, 0, ignore_index)
+    return problem._replace(targets=targets, ignore_index=ignore_index, weights=weights)
+
+
+def check_vector(
+    name: str, value: object, shape: torch.Size, device: torch.device, dtypes: tuple[torch.dtype, ...]
+) -> Tensor:
+    """`value` flat, [N]; raises ValueError unless it is a tensor of one number a token."""
+    if not isinstance(value, Tensor) or value.dtype not in dtypes:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: expected a tensor of {' or '.join(map(str, dtypes))}, got {got}")
+    if value.shape != shape or value.device != device:
+        raise ValueError(
+            f"{name}: expected shape {tuple(shape)} on {device}, got {tuple(value.shape)} on {value.device}"
+        )
+    refuse_distributed(name, value)
+    return usable(value).reshape(-1).contiguous()
 
 
 def problem_of(
-    sources: dict[int, Source], targets: Tensor | None, mix: tuple[float, float], ignore_index: int
+    sources: dict[int, Source],
+    targets: Tensor | None,
+    mix: tuple[float, float],
+    ignore_index: int,
+    weights: Tensor | None = None,
 ) -> Problem:
     """The problem of checked sources by stream; at least one."""
     first = next(iter(sources.values()))
@@ -89,6 +134,7 @@ def problem_of(
         sources=(sources.get(0), sources.get(1), sources.get(2)),
         streams=sources,
         targets=targets,
+        weights=weights,
         mix=mix,
         mixed=frozenset(k for k, share in ((R, mix[0]), (Q, mix[1])) if share != 0),
         ignore_index=ignore_index,
@@ -100,7 +146,7 @@ def problem_of(
     )
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def _flat(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
 
 
@@ -286,12 +332,15 @@ def has_memory(tensor: Tensor) -> bool:
 def check_targets(
     targets: Tensor, shape: torch.Size, n_vocab: int, device: torch.device, ignore_index: int
 ) -> Tensor:
-    """`targets` flat in int64; raises ValueError for a wrong shape, dtype, device, or token out of range."""
+    """`targets` flat in int64, [N], or [N·K] where each row has K of them.
+
+    Raises ValueError for a wrong shape, dtype, device, or token out of range.
+    """
     if not isinstance(targets, Tensor) or targets.dtype not in INDEX_DTYPES:
         got = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
         raise ValueError(f"targets: expected an int64 or int32 tensor, got {got}")
-    if targets.shape != shape:
-        raise ValueError(f"targets: expected shape {tuple(shape)}, got {tuple(targets.shape)}")
+    if targets.shape != shape and targets.shape[:-1] != shape:
+        raise ValueError(f"targets: expected shape {tuple(shape)} or (*, K), got {tuple(targets.shape)}")
     if targets.device != device:
         raise ValueError(f"targets: expected device {device}, got {targets.device}")
     refuse_distributed("targets", targets)

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from etpo.kernels.backends import backend_of
-from etpo.kernels.checks import build_logits_problem, build_problem, check_positive
+from etpo.kernels.checks import (
+    ALL_ROWS,
+    Rows,
+    build_logits_problem,
+    build_problem,
+    check_positive,
+)
 from etpo.kernels.plan import AT, INDEX, NAMES, READS, P, Q, R, U
 from etpo.kernels.streams import Lora, Problem, Stream, VocabStats
+from etpo.kernels.tokens import at_tokens, one_target_a_row
 
 # How the functions below name the tensors of policy, critic and reference.
 PREFIXES = ("", "q_", "ref_")
@@ -34,18 +41,25 @@ def vocab_stats(
 
     u = mix[0]·z_r + mix[1]·z_q; it exists where some coefficient is not 0 and the stream of each such
     coefficient is given. At least one stream must be given. targets: [N] or [B, T] integer tokens; a row with
-    target ignore_index is 0 in every field and gives no gradient. Results are float32 (float64 for float64
+    target ignore_index is 0 in every field and gives no gradient; of targets [N, K] or [B, T, K] the at_* are
+    the logits at K tokens, and a row counts where one of them does. Results are float32 (float64 for float64
     inputs), [N] or [B, T], and differentiable in every floating tensor of the streams; an infinite
     expectation gives no gradient. Raises ValueError for input that does not fit.
     """
-    problem, shape = build_problem(
-        policy, critic, reference, targets=targets, mix=mix, ignore_index=ignore_index
-    )
-    fields = available_fields(problem)
-    values = backend_of(backend, problem).sweep(problem, fields)
+    problem, shape = build_problem(policy, critic, reference, rows=Rows(targets, ignore_index), mix=mix)
+    problem, tokens = one_target_a_row(problem)
+    run, fields = backend_of(backend, problem), available_fields(problem)
+    if tokens is not None:
+        fields = tuple(name for name in fields if INDEX[name] not in AT)
+    values = run.sweep(problem, fields)
     named = {name: _shaped(value, problem, shape) for name, value in zip(fields, values, strict=True)}
     for name in EXPECTATIONS & named.keys():
         named[name] = torch.where(torch.isinf(named[name]), named[name].detach(), named[name])
+    if targets is not None:
+        for k, source in problem.streams.items():
+            name = NAMES[AT[k]]
+            at = named[name] if tokens is None else at_tokens(run, source, tokens, problem)
+            named[name] = at.reshape(targets.shape)
     return VocabStats(**{name: named.get(name) for name in NAMES})
 
 
@@ -73,14 +87,14 @@ def linear_logprob(
     """(log π(w), entropy of π) at each token, π = softmax(z): z_w − lse z and −E_π[z − lse z].
 
     hidden [N, D] or [B, T, D], weight [V, D], targets [N] or [B, T]: both results [N] or [B, T], in nats,
-    float32 (float64 for float64 inputs). Rows with targets == ignore_index are 0. Raises ValueError for input
-    that does not fit.
+    float32 (float64 for float64 inputs). Rows with targets == ignore_index are 0. Of targets [N, K] or
+    [B, T, K] the log-probabilities are those of K tokens, [N, K] or [B, T, K], and a row counts where one of
+    them does. Raises ValueError for input that does not fit.
     """
     policy = Stream(hidden, weight, bias, lora, temperature, softcap)
-    built = build_problem(
-        policy, None, None, targets=_given(targets), ignore_index=ignore_index, prefixes=PREFIXES
-    )
-    return _logprob(*built, backend)
+    rows = Rows(_given(targets), ignore_index)
+    problem, shape = build_problem(policy, None, None, rows=rows, prefixes=PREFIXES)
+    return _logprob(problem, shape, targets.shape, backend)
 
 
 def linear_kl(
@@ -92,17 +106,40 @@ def linear_kl(
     bias: Tensor | None = None,
     ref_bias: Tensor | None = None,
     temperature: float = 1.0,
+    lora: Lora | None = None,
+    ref_lora: Lora | None = None,
+    softcap: float | None = None,
+    mask: Tensor | None = None,
+    weights: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """KL(π ‖ π̄) = E_π[z − z̄] − lse z + lse z̄, exactly over the vocabulary, in nats.
 
-    `temperature` divides the logits of both heads. Shapes as in `vocab_stats`; the result is [N] or [B, T].
-    A token that the reference masks and the policy does not gives +inf, and that row no gradient. Raises
-    ValueError for input that does not fit.
+    `temperature` and `softcap` are those of both heads. Shapes as in `vocab_stats`; the result is [N] or
+    [B, T]. mask: bool, [N] or [B, T], True for the rows that count; the others are 0, give no gradient and
+    cost nothing. weights: floating, [N] or [B, T], without gradient; the result is then the scalar
+    Σ weight·KL, and its gradient is finished in the forward pass where that pays. A token that the reference
+    masks and the policy does not gives +inf, and that row no gradient. Raises ValueError for input that does
+    not fit.
     """
-    policy = Stream(hidden, weight, bias, temperature=temperature)
-    reference = Stream(ref_hidden, ref_weight, ref_bias, temperature=temperature)
-    problem, shape = build_problem(policy, None, reference, mix=(1.0, 0.0), prefixes=PREFIXES)
+    policy = Stream(hidden, weight, bias, lora, temperature, softcap)
+    reference = Stream(ref_hidden, ref_weight, ref_bias, ref_lora, temperature, softcap)
+    rows = Rows(mask=mask, weights=weights)
+    return divergence(policy, None, reference, (1.0, 0.0), rows=rows, backend=backend, prefixes=PREFIXES)
+
+
+def divergence(
+    policy: Stream,
+    critic: Stream | None,
+    reference: Stream | None,
+    mix: tuple[float, float],
+    *,
+    rows: Rows = ALL_ROWS,
+    backend: str = "auto",
+    prefixes: tuple[str, str, str] = ("policy.", "critic.", "reference."),
+) -> Tensor:
+    """KL(softmax z_p ‖ softmax u) of streams of any kind, u = mix[0]·z_r + mix[1]·z_q; see `linear_kl`."""
+    problem, shape = build_problem(policy, critic, reference, rows=rows, mix=mix, prefixes=prefixes)
     return _shaped(backend_of(backend, problem).kl(problem), problem, shape)
 
 
@@ -115,16 +152,27 @@ def soft_value(
     *,
     q_bias: Tensor | None = None,
     ref_bias: Tensor | None = None,
+    temperature: float = 1.0,
+    q_lora: Lora | None = None,
+    ref_lora: Lora | None = None,
+    softcap: float | None = None,
+    mask: Tensor | None = None,
+    weights: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """V* = β · log Σ_w π̄(w) · exp(Q(w)/β) = β·(lse(z̄ + Q/β) − lse z̄), with Q the critic's logits.
 
-    The result is [N] or [B, T], in reward units. Raises ValueError for β ≤ 0 or input that does not fit.
+    The result is [N] or [B, T], in reward units, or with `weights` the scalar Σ weight·V*. `temperature` and
+    `softcap` are those of both heads; mask and weights as in `linear_kl`. Raises ValueError for β ≤ 0 or
+    input that does not fit.
     """
     beta = check_positive("beta", beta)
-    critic = Stream(q_hidden, q_weight, q_bias)
-    reference = Stream(ref_hidden, ref_weight, ref_bias)
-    problem, shape = build_problem(None, critic, reference, mix=(1.0, 1.0 / beta), prefixes=PREFIXES)
+    critic = Stream(q_hidden, q_weight, q_bias, q_lora, temperature, softcap)
+    reference = Stream(ref_hidden, ref_weight, ref_bias, ref_lora, temperature, softcap)
+    rows = Rows(mask=mask, weights=weights)
+    problem, shape = build_problem(
+        None, critic, reference, rows=rows, mix=(1.0, 1.0 / beta), prefixes=PREFIXES
+    )
     return _shaped(beta * backend_of(backend, problem).log_ratio(problem), problem, shape)
 
 
@@ -140,19 +188,27 @@ def soft_policy_kl(
     bias: Tensor | None = None,
     q_bias: Tensor | None = None,
     ref_bias: Tensor | None = None,
+    temperature: float = 1.0,
+    lora: Lora | None = None,
+    q_lora: Lora | None = None,
+    ref_lora: Lora | None = None,
+    softcap: float | None = None,
+    mask: Tensor | None = None,
+    weights: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """KL(π ‖ π_Q), π_Q = π̄·exp(Q/β)/Z, = E_π[z − u] − lse z + lse u with u = z̄ + Q/β, in nats.
 
-    The result is [N] or [B, T]; it is differentiable in the critic and the reference too: detach what stays
-    fixed. Raises ValueError for β ≤ 0 or input that does not fit.
+    The result is [N] or [B, T], or with `weights` the scalar Σ weight·KL; it is differentiable in the critic
+    and the reference too: detach what stays fixed. `temperature` and `softcap` are those of all heads; mask
+    and weights as in `linear_kl`. Raises ValueError for β ≤ 0 or input that does not fit.
     """
     beta = check_positive("beta", beta)
-    policy = Stream(hidden, weight, bias)
-    critic = Stream(q_hidden, q_weight, q_bias)
-    reference = Stream(ref_hidden, ref_weight, ref_bias)
-    problem, shape = build_problem(policy, critic, reference, mix=(1.0, 1.0 / beta), prefixes=PREFIXES)
-    return _shaped(backend_of(backend, problem).kl(problem), problem, shape)
+    policy = Stream(hidden, weight, bias, lora, temperature, softcap)
+    critic = Stream(q_hidden, q_weight, q_bias, q_lora, temperature, softcap)
+    reference = Stream(ref_hidden, ref_weight, ref_bias, ref_lora, temperature, softcap)
+    rows, mix = Rows(mask=mask, weights=weights), (1.0, 1.0 / beta)
+    return divergence(policy, critic, reference, mix, rows=rows, backend=backend, prefixes=PREFIXES)
 
 
 def gather_q(
@@ -161,19 +217,23 @@ def gather_q(
     targets: Tensor,
     *,
     bias: Tensor | None = None,
+    lora: Lora | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
     ignore_index: int = -100,
     backend: str = "auto",
 ) -> Tensor:
-    """Q(x, w) = h·W_w + bias_w at the target token alone; no sweep over the vocabulary.
+    """Q(x, w), the logit at the target token alone (see `Stream`); no sweep over the vocabulary.
 
-    hidden [N, D] or [B, T, D], targets [N] or [B, T]: the result is [N] or [B, T], 0 where targets ==
-    ignore_index. Raises ValueError for input that does not fit.
+    hidden [N, D] or [B, T, D], targets [N] or [B, T], or [N, K] or [B, T, K] for K tokens each: the result
+    has the shape of the targets, and is 0 where they == ignore_index. Raises ValueError for input that does
+    not fit.
     """
-    critic = Stream(hidden, weight, bias)
-    problem, shape = build_problem(
-        None, critic, None, targets=_given(targets), ignore_index=ignore_index, prefixes=("", "", "")
-    )
-    return _shaped(backend_of(backend, problem).gather(problem), problem, shape)
+    stream = Stream(hidden, weight, bias, lora, temperature, softcap)
+    rows = Rows(_given(targets), ignore_index)
+    problem, _ = build_problem(None, stream, None, rows=rows, prefixes=("", "", ""))
+    run, tokens = backend_of(backend, problem), _given(problem.targets)
+    return at_tokens(run, problem.streams[Q], tokens, problem).reshape(targets.shape)
 
 
 def logprob_from_logits(
@@ -188,13 +248,12 @@ def logprob_from_logits(
     """(log π(w), entropy of π) at each token, π = softmax(logits / temperature), in nats.
 
     logits [N, V] or [B, T, V], targets [N] or [B, T]: both results [N] or [B, T], float32 (float64 for
-    float64 logits); rows with targets == ignore_index are 0. Raises ValueError for input that does not fit.
+    float64 logits); rows with targets == ignore_index are 0. Targets of K tokens a row as in
+    `linear_logprob`. Raises ValueError for input that does not fit.
     """
-    named = {P: ("logits", logits)}
-    built = build_logits_problem(
-        named, temperature=temperature, targets=_given(targets), ignore_index=ignore_index
-    )
-    return _logprob(*built, backend, inplace_backward)
+    rows = Rows(_given(targets), ignore_index)
+    problem, shape = build_logits_problem({P: ("logits", logits)}, temperature=temperature, rows=rows)
+    return _logprob(problem, shape, targets.shape, backend, inplace_backward)
 
 
 def kl_from_logits(
@@ -203,14 +262,19 @@ def kl_from_logits(
     *,
     temperature: float = 1.0,
     inplace_backward: bool = False,
+    mask: Tensor | None = None,
+    weights: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """KL(π ‖ π̄) of π = softmax(logits / temperature), π̄ = softmax(ref_logits / temperature), in nats.
 
-    Both [N, V] or [B, T, V]; the result is [N] or [B, T]. Raises ValueError for input that does not fit.
+    Both [N, V] or [B, T, V]; the result is [N] or [B, T]. mask and weights as in
+    `linear_kl`. Raises ValueError for input that does not fit.
     """
     named = {P: ("logits", logits), R: ("ref_logits", ref_logits)}
-    problem, shape = build_logits_problem(named, temperature=temperature, mix=(1.0, 0.0))
+    problem, shape = build_logits_problem(
+        named, rows=Rows(mask=mask, weights=weights), temperature=temperature, mix=(1.0, 0.0)
+    )
     run, in_place = backend_of(backend, problem), _may_overwrite(problem, inplace_backward)
     return _shaped(run.kl(problem, in_place=in_place), problem, shape)
 
@@ -221,15 +285,17 @@ def soft_value_from_logits(
     beta: float,
     *,
     inplace_backward: bool = False,
+    mask: Tensor | None = None,
+    weights: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """V* = β·(lse(ref_logits + q_logits/β) − lse ref_logits), [N] or [B, T], in reward units.
 
-    Raises ValueError for β ≤ 0 or input that does not fit.
+    mask and weights as in `linear_kl`. Raises ValueError for β ≤ 0 or input that does not fit.
     """
     beta = check_positive("beta", beta)
     named = {Q: ("q_logits", q_logits), R: ("ref_logits", ref_logits)}
-    problem, shape = build_logits_problem(named, mix=(1.0, 1.0 / beta))
+    problem, shape = build_logits_problem(named, rows=Rows(mask=mask, weights=weights), mix=(1.0, 1.0 / beta))
     run, in_place = backend_of(backend, problem), _may_overwrite(problem, inplace_backward)
     return _shaped(beta * run.log_ratio(problem, in_place=in_place), problem, shape)
 
@@ -241,26 +307,35 @@ def soft_policy_kl_from_logits(
     beta: float,
     *,
     inplace_backward: bool = False,
+    mask: Tensor | None = None,
+    weights: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """KL(π ‖ π̄·exp(Q/β)/Z) of π = softmax(logits), π̄ = softmax(ref_logits), Q = q_logits, in nats.
 
-    All [N, V] or [B, T, V]; the result is [N] or [B, T]. Raises ValueError for β ≤ 0 or input that does not
-    fit.
+    All [N, V] or [B, T, V]; the result is [N] or [B, T]. mask and weights as in
+    `linear_kl`. Raises ValueError for β ≤ 0 or input that does not fit.
     """
     beta = check_positive("beta", beta)
     named = {P: ("logits", logits), Q: ("q_logits", q_logits), R: ("ref_logits", ref_logits)}
-    problem, shape = build_logits_problem(named, mix=(1.0, 1.0 / beta))
+    problem, shape = build_logits_problem(named, rows=Rows(mask=mask, weights=weights), mix=(1.0, 1.0 / beta))
     run, in_place = backend_of(backend, problem), _may_overwrite(problem, inplace_backward)
     return _shaped(run.kl(problem, in_place=in_place), problem, shape)
 
 
 def _logprob(
-    problem: Problem, shape: torch.Size, backend: str, inplace_backward: bool = False
+    problem: Problem, shape: torch.Size, of_targets: torch.Size, backend: str, inplace_backward: bool = False
 ) -> tuple[Tensor, Tensor]:
     run, in_place = backend_of(backend, problem), _may_overwrite(problem, inplace_backward)
-    lse_p, e_pp, at_p = run.sweep(problem, LOGPROB, in_place=in_place)
-    return _shaped(at_p - lse_p, problem, shape), _shaped(-e_pp, problem, shape)
+    problem, tokens = one_target_a_row(problem)
+    if tokens is None:
+        lse_p, e_pp, at_p = run.sweep(problem, LOGPROB, in_place=in_place)
+        logprob = at_p - lse_p
+    else:
+        lse_p, e_pp = run.sweep(problem, LOGPROB[:2], in_place=in_place)
+        at_p = at_tokens(run, problem.streams[P], tokens, problem).reshape(problem.n_rows, -1)
+        logprob = (at_p - lse_p[:, None]).reshape(-1).masked_fill(tokens == problem.ignore_index, 0.0)
+    return logprob.to(problem.dtype).reshape(of_targets), _shaped(-e_pp, problem, shape)
 
 
 def _given(targets: Tensor | None) -> Tensor:
@@ -270,7 +345,8 @@ def _given(targets: Tensor | None) -> Tensor:
 
 
 def _shaped(value: Tensor, problem: Problem, shape: torch.Size) -> Tensor:
-    return value.to(problem.dtype).reshape(shape)
+    """A number a row in the caller's shape; of a weighted sum a scalar."""
+    return value.to(problem.dtype).reshape(() if problem.weights is not None else shape)
 
 
 def _may_overwrite(problem: Problem, inplace_backward: bool) -> bool:

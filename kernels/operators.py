@@ -52,9 +52,11 @@ class Operator(NamedTuple):
     def __call__(
         self, problem: Problem, task: Sequence[int], n_results: int, *, in_place: bool = False
     ) -> list[Tensor]:
-        """The results of the rule, differentiable in every tensor of the problem but its targets."""
+        """The results of the rule, differentiable in every tensor of the problem's streams."""
         tensors, layout, scales = flatten(problem)
-        made = self.forward(tensors, problem.targets, layout, scales, list(task), n_results, in_place)
+        made = self.forward(
+            tensors, problem.targets, problem.weights, layout, scales, list(task), n_results, in_place
+        )
         return list(made[:n_results])
 
 
@@ -63,27 +65,27 @@ def make_operator(name: str, rule: Rule) -> Operator:
 
     @torch.library.custom_op(f"etpo::{name}", mutates_args=())
     def forward(
-        tensors: Sequence[Tensor], targets: Tensor | None, layout: Sequence[int], scales: Sequence[float],
-        task: Sequence[int], n_results: int, in_place: bool,
+        tensors: Sequence[Tensor], targets: Tensor | None, weights: Tensor | None, layout: Sequence[int],
+        scales: Sequence[float], task: Sequence[int], n_results: int, in_place: bool,
     ) -> list[Tensor]:  # fmt: skip
-        problem = unflatten(tensors, targets, layout, scales)
+        problem = unflatten(tensors, targets, weights, layout, scales)
         with no_autocast(problem.device):
             return rule.forward(problem, task)
 
     @forward.register_fake
     def _(
-        tensors: Sequence[Tensor], targets: Tensor | None, layout: Sequence[int], scales: Sequence[float],
-        task: Sequence[int], n_results: int, in_place: bool,
+        tensors: Sequence[Tensor], targets: Tensor | None, weights: Tensor | None, layout: Sequence[int],
+        scales: Sequence[float], task: Sequence[int], n_results: int, in_place: bool,
     ) -> list[Tensor]:  # fmt: skip
-        return rule.empty(unflatten(tensors, targets, layout, scales), task)
+        return rule.empty(unflatten(tensors, targets, weights, layout, scales), task)
 
     @torch.library.custom_op(f"etpo::{name}_backward", mutates_args=())
     def backward(
         g: Sequence[Tensor], active: Sequence[int], made: Sequence[Tensor], tensors: Sequence[Tensor],
-        targets: Tensor | None, layout: Sequence[int], scales: Sequence[float], task: Sequence[int],
-        wanted: Sequence[int],
+        targets: Tensor | None, weights: Tensor | None, layout: Sequence[int], scales: Sequence[float],
+        task: Sequence[int], wanted: Sequence[int],
     ) -> list[Tensor]:  # fmt: skip
-        problem = unflatten(tensors, targets, layout, scales)
+        problem = unflatten(tensors, targets, weights, layout, scales)
         given = dict(zip(active, g, strict=True))
         with no_autocast(problem.device):
             asked = [tensors[i] for i in wanted]
@@ -92,17 +94,17 @@ def make_operator(name: str, rule: Rule) -> Operator:
     @backward.register_fake
     def _(
         g: Sequence[Tensor], active: Sequence[int], made: Sequence[Tensor], tensors: Sequence[Tensor],
-        targets: Tensor | None, layout: Sequence[int], scales: Sequence[float], task: Sequence[int],
-        wanted: Sequence[int],
+        targets: Tensor | None, weights: Tensor | None, layout: Sequence[int], scales: Sequence[float],
+        task: Sequence[int], wanted: Sequence[int],
     ) -> list[Tensor]:  # fmt: skip
         return [torch.empty_like(tensors[i], memory_format=torch.contiguous_format) for i in wanted]
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-        tensors, targets, *ctx.static, n_results, ctx.in_place = inputs
+        tensors, targets, weights, *ctx.static, n_results, ctx.in_place = inputs
         ctx.n_tensors = len(tensors)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[n_results:])
-        ctx.save_for_backward(targets, *tensors, *output)
+        ctx.save_for_backward(targets, weights, *tensors, *output)
 
     def differentiate(ctx: Any, g: Sequence[Tensor | None] | None) -> tuple[Any, ...]:
         given = {k: x for k, x in enumerate(g or ()) if x is not None}
@@ -115,25 +117,25 @@ def make_operator(name: str, rule: Rule) -> Operator:
                     "etpo.kernels: only backend='reference' has second derivatives (create_graph)"
                 )
             layout, scales, task = ctx.static
-            targets, *saved = ctx.saved_tensors
+            targets, weights, *saved = ctx.saved_tensors
             tensors, made = saved[: ctx.n_tensors], saved[ctx.n_tensors :]
             if ctx.in_place:
                 asked = [tensors[i] for i in wanted]
-                problem = unflatten(tensors, targets, layout, scales)
+                problem = unflatten(tensors, targets, weights, layout, scales)
                 rule.backward(problem, task, Cotangents(given, made, asked, True))
                 gradients = [logits.detach() for logits in asked]
             else:
                 parts = list(given.values()), list(given), made, tensors
-                gradients = backward(*parts, targets, layout, scales, task, wanted)
+                gradients = backward(*parts, targets, weights, layout, scales, task, wanted)
         found = dict(zip(wanted, gradients, strict=False))
-        return [found.get(i) for i in range(len(ask))], None, None, None, None, None, None
+        return [found.get(i) for i in range(len(ask))], None, None, None, None, None, None, None
 
     forward.register_autograd(differentiate, setup_context=setup)
     return Operator(forward, backward)
 
 
 def flatten(problem: Problem) -> tuple[list[Tensor], list[int], list[float]]:
-    """The distinct tensors of `problem` but for its targets, and two lists of numbers.
+    """The distinct tensors of `problem` but for targets and weights, and two lists of numbers.
 
     layout: for each stream and part an index into the tensors, then the ignore index; scales: for each stream
     temperature, softcap (0 for none) and lora scale, then the mix. A tensor that stands in two places is
@@ -173,7 +175,11 @@ def _index_of(tensor: Tensor | None, tensors: list[Tensor]) -> int:
 
 
 def unflatten(
-    tensors: Sequence[Tensor], targets: Tensor | None, layout: Sequence[int], scales: Sequence[float]
+    tensors: Sequence[Tensor],
+    targets: Tensor | None,
+    weights: Tensor | None,
+    layout: Sequence[int],
+    scales: Sequence[float],
 ) -> Problem:
     """The inverse of `flatten`."""
     sources: dict[int, Source] = {}
@@ -184,7 +190,7 @@ def unflatten(
         if hidden is not None:
             lora = None if a is None or b is None else (a, b, scale)
             sources[k] = Source(hidden, weight, bias, lora, temperature, softcap or None)
-    return problem_of(sources, targets, (scales[-2], scales[-1]), layout[-1])
+    return problem_of(sources, targets, (scales[-2], scales[-1]), layout[-1], weights)
 
 
 def head_tensors(source: Source) -> list[Tensor]:

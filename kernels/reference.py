@@ -43,8 +43,15 @@ def sweep(problem: Problem, fields: tuple[str, ...], *, in_place: bool = False) 
 
 
 def gather(problem: Problem) -> Tensor:
-    """z_q at the targets, [N]."""
-    return sweep(problem, ("at_q",))[0]
+    """z_q at the targets [N·K], K to a row."""
+    assert problem.targets is not None
+    ignored = problem.targets == problem.ignore_index
+    n_targets = max(1, problem.targets.shape[0] // max(1, problem.n_rows))
+    tokens = problem.targets.masked_fill(ignored, 0).reshape(problem.n_rows, n_targets)
+    dead = ignored.reshape(tokens.shape).all(1, keepdim=True)
+    source = problem.streams[Q]
+    z = source_logits(source._replace(hidden=source.hidden.masked_fill(dead, 0.0)))
+    return z.gather(1, tokens).reshape(-1).masked_fill(ignored, 0.0)
 
 
 def _statistic(

@@ -63,13 +63,14 @@ class Problem(NamedTuple):
     """A checked sweep, the argument of every backend.
 
     sources: policy, critic, reference; streams: those that are there, by index (plan.P, Q, R). targets: [N]
-    int64; a row counts unless its target is ignore_index. mixed: the streams of u. dtype: of logits and
-    results.
+    int64; a row counts unless its target is ignore_index (for a gather [N·K], K to a row). weights: [N] of a
+    sum over the rows, or None. mixed: the streams of u. dtype: of logits and results.
     """
 
     sources: tuple[Source | None, Source | None, Source | None]
     streams: dict[int, Source]
     targets: Tensor | None
+    weights: Tensor | None
     mix: tuple[float, float]
     mixed: frozenset[int]
     ignore_index: int

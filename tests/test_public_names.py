@@ -17,18 +17,22 @@ SIGNATURES = {
     "linear_logprob": "(hidden, weight, targets, *, bias=None, lora=None, temperature=1.0, softcap=None, "
     "ignore_index=-100, backend='auto')",
     "linear_kl": "(hidden, weight, ref_hidden, ref_weight, *, bias=None, ref_bias=None, temperature=1.0, "
-    "backend='auto')",
+    "lora=None, ref_lora=None, softcap=None, mask=None, weights=None, backend='auto')",
     "soft_value": "(q_hidden, q_weight, ref_hidden, ref_weight, beta, *, q_bias=None, ref_bias=None, "
-    "backend='auto')",
+    "temperature=1.0, q_lora=None, ref_lora=None, softcap=None, mask=None, weights=None, backend='auto')",
     "soft_policy_kl": "(hidden, weight, q_hidden, q_weight, ref_hidden, ref_weight, beta, *, bias=None, "
-    "q_bias=None, ref_bias=None, backend='auto')",
-    "gather_q": "(hidden, weight, targets, *, bias=None, ignore_index=-100, backend='auto')",
+    "q_bias=None, ref_bias=None, temperature=1.0, lora=None, q_lora=None, ref_lora=None, softcap=None, "
+    "mask=None, weights=None, backend='auto')",
+    "gather_q": "(hidden, weight, targets, *, bias=None, lora=None, temperature=1.0, softcap=None, "
+    "ignore_index=-100, backend='auto')",
     "logprob_from_logits": "(logits, targets, *, temperature=1.0, ignore_index=-100, inplace_backward=False, "
     "backend='auto')",
-    "kl_from_logits": "(logits, ref_logits, *, temperature=1.0, inplace_backward=False, backend='auto')",
-    "soft_value_from_logits": "(q_logits, ref_logits, beta, *, inplace_backward=False, backend='auto')",
+    "kl_from_logits": "(logits, ref_logits, *, temperature=1.0, inplace_backward=False, "
+    "mask=None, weights=None, backend='auto')",
+    "soft_value_from_logits": "(q_logits, ref_logits, beta, *, inplace_backward=False, mask=None, "
+    "weights=None, backend='auto')",
     "soft_policy_kl_from_logits": "(logits, q_logits, ref_logits, beta, *, inplace_backward=False, "
-    "backend='auto')",
+    "mask=None, weights=None, backend='auto')",
 }
 
 

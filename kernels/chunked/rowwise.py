@@ -2,25 +2,28 @@
 
 With one number a token, a cotangent only scales a token's derivative. So the forward sweep leaves either the
 derivative by the hidden states (frozen heads), or, where they are few, the derivative by the logits; backward
-scales it row by row, and recomputes nothing.
+scales it row by row, and recomputes nothing. Of a weighted sum over the tokens it leaves the gradients
+themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from etpo.kernels.checks import has_memory, problem_of
 from etpo.kernels.chunked import sizes
 from etpo.kernels.chunked.heads import Casts, Head, open_heads, place_of, tiling_of
 from etpo.kernels.gradients import Gradients, collect, multiply, weighted_sum
-from etpo.kernels.operators import Cotangents, Rule, expect_gradient, head_tensors, make_operator
+from etpo.kernels.operators import Cotangents, Rule, expect_gradient, flatten, head_tensors, make_operator
 from etpo.kernels.plan import P, Q, R
 from etpo.kernels.streams import Problem
 
 KL, LOG_RATIO = range(2)
-# What the forward sweep leaves for backward: ∂/∂hidden of each stream, or ∂/∂(plane of logits).
-BY_HIDDEN, BY_LOGITS = range(2)
+# What the forward sweep leaves for backward: ∂/∂hidden of each stream, ∂/∂(plane of logits), or the gradients
+# of a weighted sum.
+BY_HIDDEN, BY_LOGITS, FINISHED = range(3)
 
 
 class Part(NamedTuple):
@@ -42,17 +45,20 @@ def parts_of(problem: Problem, kind: int) -> list[Part]:
 
 
 class Task(NamedTuple):
-    """What is asked of the operator: a kind of number, and derivatives of `mode` for `streams`."""
+    """What is asked of the operator: a kind of number, and derivatives of `mode`.
+
+    asking: the streams that ask for a gradient, or, of FINISHED, the places of the tensors that do.
+    """
 
     kind: int
     mode: int
-    streams: list[int]
+    asking: list[int]
 
     def names(self, problem: Problem) -> list[int]:
         """The streams, or the planes, of the derivatives, in the order in which they are passed on."""
         if self.mode == BY_HIDDEN:
-            return self.streams
-        return sorted({part.plane for part in parts_of(problem, self.kind) if part.stream in self.streams})
+            return self.asking
+        return sorted({part.plane for part in parts_of(problem, self.kind) if part.stream in self.asking})
 
 
 def read_task(task: Sequence[int]) -> Task:
@@ -61,17 +67,41 @@ def read_task(task: Sequence[int]) -> Task:
 
 
 def number(problem: Problem, kind: int) -> Tensor | None:
-    """KL(p ‖ softmax u), or lse u − lse r, [N] float64; None where the sweep in blocks is the better way."""
-    sources = problem.streams.items()
-    tensors = [t for _, source in sources for t in (source.hidden, *head_tensors(source))]
-    plain = all(source.softcap is None and source.lora is None for _, source in sources)
-    if problem.given_logits or problem.targets is not None or not plain or not expect_gradient(*tensors):
-        return None
+    """KL(p ‖ softmax u), or lse u − lse r, [N] float64; of a problem with weights their weighted sum.
+
+    None where the sweep in blocks is the better way.
+    """
+    sources = problem.streams.values()
+    tensors, *_ = flatten(problem)
+    plain = all(source.softcap is None and source.lora is None for source in sources)
     # Whole rows read whole heads, so a cast of the heads must be small enough to hold.
     heads = open_heads(problem, {P, Q, R}).values()
     n_cast = sum({head.memory: head.cast_elements for head in heads}.values())
-    if n_cast * problem.dtype.itemsize > sizes.KEEP_BYTES:
+    fits = n_cast * problem.dtype.itemsize <= sizes.KEEP_BYTES
+    if problem.given_logits or not plain or not fits or not expect_gradient(*tensors):
         return None
+    if problem.targets is None:
+        return _number(problem, kind, tensors)
+    if torch.compiler.is_compiling() or not has_memory(problem.targets):
+        return None
+    # Masked rows are left out from the start.
+    real = (problem.targets != problem.ignore_index).nonzero()[:, 0]
+    if real.shape[0] == problem.n_rows:
+        return _number(problem._replace(targets=None), kind, tensors)
+    few = {k: s._replace(hidden=s.hidden.index_select(0, real)) for k, s in problem.streams.items()}
+    weights = None if problem.weights is None else problem.weights[real]
+    part = problem_of(few, None, problem.mix, problem.ignore_index, weights)
+    value = _number(part, kind, flatten(part)[0])
+    if value is None or weights is not None:
+        return value
+    return value.new_zeros(problem.n_rows).index_copy(0, real, value)
+
+
+def _number(problem: Problem, kind: int, tensors: list[Tensor]) -> Tensor | None:
+    if problem.weights is not None:
+        places = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+        return OPERATOR(problem, [kind, FINISHED, *places], 1)[0]
+    sources = problem.streams.items()
     asking = [k for k, source in sources if expect_gradient(source.hidden, *head_tensors(source))]
     task = Task(kind, BY_HIDDEN, asking)
     if expect_gradient(*(t for _, source in sources for t in head_tensors(source))):
@@ -83,52 +113,100 @@ def number(problem: Problem, kind: int) -> Tensor | None:
 
 
 def empty(problem: Problem, task: Sequence[int]) -> list[Tensor]:
-    """The number, [N] float64, and the derivatives that `task` asks for, without values."""
+    """The number, [N] float64 (of a weighted sum [1]), and what `task` leaves beside it, without values."""
     asked = read_task(task)
+    hidden = next(iter(problem.streams.values())).hidden
+    if asked.mode == FINISHED:
+        tensors, *_ = flatten(problem)
+        finished = [torch.empty_like(tensors[i], memory_format=torch.contiguous_format) for i in asked.asking]
+        return [hidden.new_empty(1, dtype=torch.float64), *finished]
     widths = [problem.n_vocab for _ in asked.names(problem)]
     if asked.mode == BY_HIDDEN:
-        widths = [problem.streams[k].hidden.shape[1] for k in asked.streams]
-    hidden = next(iter(problem.streams.values())).hidden
+        widths = [problem.streams[k].hidden.shape[1] for k in asked.asking]
     derivatives = [hidden.new_empty((problem.n_rows, width), dtype=problem.dtype) for width in widths]
     return [hidden.new_empty(problem.n_rows, dtype=torch.float64), *derivatives]
 
 
 def forward(problem: Problem, task: Sequence[int]) -> list[Tensor]:
-    """The number and the derivatives of `task`. Heads have no softcap and no lora."""
+    """The number and what `task` leaves beside it. Heads have no softcap and no lora."""
     asked = read_task(task)
+    if asked.mode == FINISHED:
+        return _finished(problem, asked)
     numbers, *derivatives = made = empty(problem, task)
     named = dict(zip(asked.names(problem), derivatives, strict=True))
     by_hidden, by_logits = (named if asked.mode == mode else {} for mode in (BY_HIDDEN, BY_LOGITS))
-    n_rows, n_vocab = problem.n_rows, problem.n_vocab
-    place = place_of(problem)
-    chunk = chunk_rows(n_rows, n_vocab, problem.dtype.itemsize, place)
-    # The softmaxes of p and of u share one tile.
-    step = min(chunk, max(4, sizes.TILE_ELEMENTS[place] // 2 // n_vocab))
-    heads = open_block(problem, slice(0, n_vocab))
-    parts = parts_of(problem, asked.kind)
-    first_plane, mixed = ([part for part in parts if part.plane == i] for i in range(2))
-    want_u = 1 in by_logits or any(part.stream in by_hidden for part in mixed)
-    spare = torch.empty(2, chunk, n_vocab, dtype=problem.dtype, device=problem.device)
-    scratch = torch.empty(2, step, n_vocab, dtype=problem.dtype, device=problem.device)
-    for start in range(0, n_rows, chunk):
-        rows = slice(start, min(start + chunk, n_rows))
-        planes = [by_logits[i][rows] if i in by_logits else spare[i, : rows.stop - start] for i in range(2)]
-        _fill(planes[0], heads, first_plane, rows, place)
-        _fill(planes[1], heads, mixed, rows, place)
-        for first in range(0, rows.stop - start, step):
-            one, u = planes[0][first : first + step], planes[1][first : first + step]
-            prob, prob_u = scratch[0, : u.shape[0]], scratch[1, : u.shape[0]]
-            if asked.kind == KL:
-                value = kl_rows(one, u, prob, prob_u, want_u=want_u)
-            else:
-                value = log_ratio_rows(one, u, prob)
-            numbers[start + first : start + first + u.shape[0]] = value
-        for stream, grad in by_hidden.items():
-            for k, part in enumerate(part for part in parts if part.stream == stream):
-                alpha = part.share / heads[stream].source.temperature
-                weight = heads[stream].weight_block
-                multiply(grad[rows], planes[part.plane], weight, fresh=k == 0, alpha=alpha)
+    mixed = {part.stream for part in parts_of(problem, asked.kind) if part.plane == 1}
+    walk = Walk(problem, asked.kind, want_u=1 in by_logits or not mixed.isdisjoint(by_hidden))
+    for rows, planes in walk.chunks(numbers, by_logits):
+        for k, grad in by_hidden.items():
+            for i, part in enumerate(part for part in walk.parts if part.stream == k):
+                alpha = part.share / walk.heads[k].source.temperature
+                weight = walk.heads[k].weight_block
+                multiply(grad[rows], planes[part.plane], weight, fresh=i == 0, alpha=alpha)
     return made
+
+
+def _finished(problem: Problem, asked: Task) -> list[Tensor]:
+    """Σ weight · number [1], and its gradients by the tensors that ask."""
+    tensors, *_ = flatten(problem)
+    sink = Gradients([tensors[i] for i in asked.asking], problem.dtype)
+    streams = sorted(sink.streams_of(problem))
+    walk = Walk(problem, asked.kind, want_u=True)
+    (room,) = walk.planes(1, walk.chunk)
+    numbers = torch.empty(problem.n_rows, dtype=torch.float64, device=problem.device)
+    assert problem.weights is not None
+    weights = problem.weights.double()
+    for rows, planes in walk.chunks(numbers, {}):
+        dz = room[: rows.stop - rows.start]
+        # A token whose number is infinite gives no gradient.
+        dead = torch.isinf(numbers[rows])
+        share = weights[rows].masked_fill(dead, 0.0)
+        if bool(dead.any()):
+            for plane in planes:
+                plane.masked_fill_(dead[:, None], 0.0)
+        for k in streams:
+            own = [part for part in walk.parts if part.stream == k]
+            weighted_sum(dz, [(planes[part.plane], part.share * share) for part in own])
+            walk.heads[k].backward(dz, None, walk.heads[k].read_rows(rows), rows, sink, dz)
+    return [(weights * numbers).sum(0, keepdim=True), *sink.results()]
+
+
+class Walk:
+    """The token chunks of a problem, each with its number and the derivatives by its planes."""
+
+    def __init__(self, problem: Problem, kind: int, *, want_u: bool) -> None:
+        self.problem, self.kind, self.want_u = problem, kind, want_u
+        self.parts = parts_of(problem, kind)
+        self.heads = open_block(problem, slice(0, problem.n_vocab))
+        self.place = place_of(problem)
+        self.chunk = chunk_rows(problem.n_rows, problem.n_vocab, problem.dtype.itemsize, self.place)
+        self.step = min(self.chunk, max(4, sizes.TILE_ELEMENTS[self.place] // 2 // problem.n_vocab))
+
+    def planes(self, n: int, n_rows: int) -> Tensor:
+        """Room for n planes of n_rows."""
+        return torch.empty(
+            n, n_rows, self.problem.n_vocab, dtype=self.problem.dtype, device=self.problem.device
+        )
+
+    def chunks(self, numbers: Tensor, kept: dict[int, Tensor]) -> Iterator[tuple[slice, list[Tensor]]]:
+        """(rows, derivatives by the two planes), with the rows' numbers written; planes in `kept` stay."""
+        # The softmaxes of p and of u share one tile.
+        spare, scratch = self.planes(2, self.chunk), self.planes(2, self.step)
+        for start in range(0, self.problem.n_rows, self.chunk):
+            rows = slice(start, min(start + self.chunk, self.problem.n_rows))
+            planes = [kept[i][rows] if i in kept else spare[i, : rows.stop - start] for i in range(2)]
+            for i, plane in enumerate(planes):
+                own = [part for part in self.parts if part.plane == i]
+                _fill(plane, self.heads, own, rows, self.place)
+            for first in range(0, rows.stop - start, self.step):
+                one, u = planes[0][first : first + self.step], planes[1][first : first + self.step]
+                prob, prob_u = scratch[0, : u.shape[0]], scratch[1, : u.shape[0]]
+                if self.kind == KL:
+                    value = kl_rows(one, u, prob, prob_u, want_u=self.want_u)
+                else:
+                    value = log_ratio_rows(one, u, prob)
+                numbers[start + first : start + first + u.shape[0]] = value
+            yield rows, planes
 
 
 def chunk_rows(n_rows: int, n_vocab: int, itemsize: int, place: str) -> int:
@@ -177,6 +255,10 @@ def backward(problem: Problem, task: Sequence[int], cotangents: Cotangents) -> l
     """The gradients that are asked for, from the derivatives that `forward` left."""
     asked = read_task(task)
     g, (_, *derivatives) = cotangents.g[0], cotangents.made
+    if asked.mode == FINISHED:
+        tensors, *_ = flatten(problem)
+        finished = {id(tensors[i]): x for i, x in zip(asked.asking, derivatives, strict=True)}
+        return [finished[id(x)] * g.to(x.dtype) for x in cotangents.wanted]
     named = dict(zip(asked.names(problem), derivatives, strict=True))
     if asked.mode == BY_LOGITS:
         return _from_logits(problem, asked, g, named, cotangents.wanted)

@@ -23,11 +23,12 @@ OPTIONS = sizes.COMPILER | {"BLOCK": COLUMNS, "INTERPRET": INTERPRET, "num_warps
 
 @triton.jit
 def gather_kernel(
-    hidden, weight, bias, targets, out, stride_h, stride_w, n_d, ignore_index, BLOCK: tl.constexpr
+    hidden, weight, bias, targets, out, stride_h, stride_w, n_d, n_targets, ignore_index, BLOCK: tl.constexpr
 ):
-    """out[row] = h·W_w + bias_w at w = targets[row]; 0 where the row is ignored."""
-    row = tl.program_id(0).to(tl.int64)
-    token = tl.load(targets + row)
+    """out[k] = h·W_w + bias_w at w = targets[k], n_targets to a row of hidden; 0 where it is ignored."""
+    place = tl.program_id(0).to(tl.int64)
+    row = place // n_targets
+    token = tl.load(targets + place)
     total = tl.zeros([BLOCK], tl.float32)
     value = 0.0
     if token != ignore_index:
@@ -39,23 +40,26 @@ def gather_kernel(
         value = tl.sum(total, 0)
         if bias is not None:
             value += tl.load(bias + token).to(tl.float32)
-    tl.store(out + row, value)
+    tl.store(out + place, value)
 
 
 @triton.jit
 def hidden_kernel(
-    weight, targets, g, out, stride_w, n_d, ignore_index, BLOCK: tl.constexpr, INTERPRET: tl.constexpr
-):
-    """out[row] = g[row] · W_w; 0 where the row is ignored or has no cotangent."""
+    weight, targets, g, out, stride_w, n_d, n_targets, ignore_index,
+    BLOCK: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """out[row] = Σ g · W_w over the row's targets that count and have a cotangent."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < n_d
-    token = tl.load(targets + row)
-    value = tl.load(g + row)
-    live = (token != ignore_index) & (value != 0.0)
-    w = tl.load(weight + token * stride_w + columns, mask=inside & live, other=0.0).to(tl.float32)
-    value = rounded(tl.where(live, w * value, 0.0), out, INTERPRET)
-    tl.store(out + row * n_d + columns, value, mask=inside)
+    total = tl.zeros([BLOCK], tl.float32)
+    for k in range(0, n_targets):
+        token = tl.load(targets + row * n_targets + k)
+        value = tl.load(g + row * n_targets + k)
+        live = (token != ignore_index) & (value != 0.0)
+        w = tl.load(weight + token * stride_w + columns, mask=inside & live, other=0.0).to(tl.float32)
+        total += tl.where(live, w * value, 0.0)
+    tl.store(out + row * n_d + columns, rounded(total, out, INTERPRET), mask=inside)
 
 
 @triton.jit
@@ -69,14 +73,15 @@ def head_kernel(
     d_bias,
     stride_h,
     n_d,
+    n_targets,
     ignore_index,
     BLOCK: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """d_weight[w] = Σ g·h and d_bias[w] = Σ g over the rows of token w, in the order of the rows.
 
-    order: rows sorted by token; tokens: their tokens; ends: where the rows of that token end. The program of
-    a token's first row takes them all.
+    order: places among the targets, sorted by token; tokens: their tokens; ends: where the places of that
+    token end. The program of a token's first place takes them all.
     """
     start = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -87,9 +92,9 @@ def head_kernel(
     total = tl.zeros([BLOCK], tl.float32)
     total_g = 0.0
     for k in range(start, stop):
-        row = tl.load(order + k)
-        value = tl.load(g + row)
-        h = tl.load(hidden + row * stride_h + columns, mask=inside, other=0.0).to(tl.float32)
+        place = tl.load(order + k)
+        value = tl.load(g + place)
+        h = tl.load(hidden + (place // n_targets) * stride_h + columns, mask=inside, other=0.0).to(tl.float32)
         total += tl.where(value == 0.0, 0.0, h * value)
         total_g += value
     if stop > start:
@@ -101,18 +106,18 @@ def head_kernel(
 
 def forward_launch(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int,
                    out: Tensor) -> Launch:  # fmt: skip
-    """Writes h·W_w + bias_w to out, [N] float32."""
+    """Writes h·W_w + bias_w to out, [N·K] float32."""
     args = (hidden, weight, None if bias is None else bias.contiguous(), targets, out, hidden.stride(0),
-            weight.stride(0), hidden.shape[1], ignore_index)  # fmt: skip
+            weight.stride(0), hidden.shape[1], out.shape[0] // hidden.shape[0], ignore_index)  # fmt: skip
     options = sizes.COMPILER | {"BLOCK": COLUMNS, "num_warps": 4}
     return Launch(gather_kernel, (out.shape[0],), args, options)
 
 
 def hidden_launch(weight: Tensor, targets: Tensor, g: Tensor, out: Tensor, ignore_index: int) -> Launch:
-    """Writes g·W_w to out, [N, D]."""
-    n_d = weight.shape[1]
-    args = (weight, targets, g, out, weight.stride(0), n_d, ignore_index)
-    return Launch(hidden_kernel, (out.shape[0], triton.cdiv(n_d, COLUMNS)), args, OPTIONS)
+    """Writes Σ g·W_w to out, [N, D]."""
+    n_rows, n_d = out.shape
+    args = (weight, targets, g, out, weight.stride(0), n_d, targets.shape[0] // n_rows, ignore_index)
+    return Launch(hidden_kernel, (n_rows, triton.cdiv(n_d, COLUMNS)), args, OPTIONS)
 
 
 def head_launch(hidden: Tensor, g: Tensor, targets: Tensor, d_weight: Tensor | None, d_bias: Tensor | None,
@@ -121,8 +126,9 @@ def head_launch(hidden: Tensor, g: Tensor, targets: Tensor, d_weight: Tensor | N
     tokens, order = torch.sort(targets, stable=True)
     ends = torch.searchsorted(tokens, tokens, right=True)
     n_rows, n_d = hidden.shape
-    args = (hidden, g, order, tokens, ends, d_weight, d_bias, hidden.stride(0), n_d, ignore_index)
-    return Launch(head_kernel, (n_rows, triton.cdiv(n_d, COLUMNS)), args, OPTIONS)
+    args = (hidden, g, order, tokens, ends, d_weight, d_bias, hidden.stride(0), n_d,
+            targets.shape[0] // n_rows, ignore_index)  # fmt: skip
+    return Launch(head_kernel, (targets.shape[0], triton.cdiv(n_d, COLUMNS)), args, OPTIONS)
 
 
 def launches(hidden: Tensor, weight: Tensor, targets: Tensor, g: Tensor) -> list[tuple[str, Launch]]:
@@ -135,10 +141,10 @@ def launches(hidden: Tensor, weight: Tensor, targets: Tensor, g: Tensor) -> list
 
 
 def forward(problem: Problem, task: Sequence[int]) -> list[Tensor]:
-    """h·W_w + bias_w at the targets, [N] float32."""
+    """h·W_w + bias_w at the targets, [N·K] float32."""
     hidden, weight, bias, targets = operands(problem)
-    out = torch.empty(problem.n_rows, dtype=torch.float32, device=problem.device)
-    if problem.n_rows:
+    out = torch.empty(targets.shape[0], dtype=torch.float32, device=problem.device)
+    if targets.shape[0]:
         launch = forward_launch(dense(hidden), dense(weight), bias, targets, problem.ignore_index, out)
         run([launch], problem.device)
     return [out]
@@ -157,7 +163,7 @@ def backward(problem: Problem, task: Sequence[int], cotangents: Cotangents) -> l
         todo.append(hidden_launch(dense(weight), targets, g, d_hidden, problem.ignore_index))
     if d_weight is not None or d_bias is not None:
         todo.append(head_launch(dense(hidden), g, targets, d_weight, d_bias, problem.ignore_index))
-    if problem.n_rows:
+    if targets.shape[0]:
         run(todo, problem.device)
     parts = ((hidden, d_hidden), (weight, d_weight), (bias, d_bias))
     return collect(cotangents.wanted, [(id(x), total) for x, total in parts if total is not None])

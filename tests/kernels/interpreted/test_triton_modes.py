@@ -17,7 +17,7 @@ from etpo.kernels import (
     soft_value,
     vocab_stats,
 )
-from etpo.kernels.checks import build_problem
+from etpo.kernels.checks import Rows, build_problem
 from etpo.kernels.operators import flatten
 from etpo.kernels.streams import VocabStats
 from tests.kernels.problems import OPERATORS, assert_no_other_derivatives, assert_same, present, stream
@@ -153,20 +153,20 @@ OPERATORS_BY_NAME = {"sweep": backends.TRITON_SWEEP, "gather": backends.TRITON_G
 def test_the_operators_keep_the_rules_of_torch_library(name, lora):
     streams = [stream(N, V, 3, bias=True, lora=lora, dtype=torch.float32) for _ in range(2)]
     targets = torch.tensor([0, 5, -100, 36, 7, 7])
-    problem, _ = build_problem(streams[0], streams[1], None, targets=targets, mix=(0.0, 1.0))
+    problem, _ = build_problem(streams[0], streams[1], None, rows=Rows(targets), mix=(0.0, 1.0))
     tensors, layout, scales = flatten(problem)
     operator, task = OPERATORS_BY_NAME[name], [1]
     if name == "sweep":
         task = [VocabStats._fields.index(field) for field in ("lse_p", "lse_u", "e_pu", "at_p")]
     n_results = len(task)
-    args = (tensors, targets, layout, scales, task, n_results, False)
+    args = (tensors, targets, None, layout, scales, task, n_results, False)
     torch.library.opcheck(operator.forward, args, test_utils=(*CHECKS, "test_aot_dispatch_dynamic"))
     made = [value.detach() for value in operator.forward(*args)]
     plain = [t.detach() for t in tensors]
     active = [1, 2] if name == "sweep" else [0]
     g = [torch.randn(N).to(made[0].dtype) for _ in active]
     wanted = list(range(len(plain)))
-    backward = (g, active, made, plain, targets, layout, scales, task, wanted)
+    backward = (g, active, made, plain, targets, None, layout, scales, task, wanted)
     torch.library.opcheck(operator.backward, backward, test_utils=CHECKS)
 
 
