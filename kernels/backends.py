@@ -13,6 +13,7 @@ from etpo.kernels import reference
 from etpo.kernels.chunked import gather, rowwise, sweep
 from etpo.kernels.operators import Rule, make_operator
 from etpo.kernels.plan import INDEX
+from etpo.kernels.shards import fields_to_merge, merge_shards
 from etpo.kernels.streams import Problem
 from etpo.kernels.triton import sizes
 
@@ -39,14 +40,28 @@ class Backend(NamedTuple):
     gather: Callable[[Problem], Tensor]
     number: Callable[[Problem, int], Tensor | None] | None = None
 
+    def statistics(
+        self, problem: Problem, fields: tuple[str, ...], *, in_place: bool = False
+    ) -> list[Tensor]:
+        """The named statistics of the whole vocabulary, each [N]; merged over the ranks that share it."""
+        if problem.shard is None:
+            return self.sweep(problem, fields, in_place=in_place)
+        names = fields_to_merge(fields)
+        local = dict(zip(names, self.sweep(problem, names), strict=True))
+        merged = merge_shards(local, problem.shard)
+        if problem.targets is None:
+            return [merged[name] for name in fields]
+        ignored = problem.targets == problem.ignore_index
+        return [merged[name].masked_fill(ignored, 0.0) for name in fields]
+
     def kl(self, problem: Problem, *, in_place: bool = False) -> Tensor:
         """KL(softmax z_p ‖ softmax u) = E_p[z_p − u] − lse_p + lse_u; where it is infinite, no gradient.
 
         [N], or [1], their sum, where the problem has weights.
         """
-        value = None if self.number is None else self.number(problem, KL)
+        value = None if self.number is None or problem.shard else self.number(problem, KL)
         if value is None:
-            lse_p, lse_u, e_pu = self.sweep(problem, ("lse_p", "lse_u", "e_pu"), in_place=in_place)
+            lse_p, lse_u, e_pu = self.statistics(problem, ("lse_p", "lse_u", "e_pu"), in_place=in_place)
             value = _weigh(e_pu - lse_p + lse_u, problem)
         if problem.weights is not None:
             return value
@@ -54,10 +69,10 @@ class Backend(NamedTuple):
 
     def log_ratio(self, problem: Problem, *, in_place: bool = False) -> Tensor:
         """lse u − lse z_r, [N], or [1], their sum, where the problem has weights."""
-        value = None if self.number is None else self.number(problem, LOG_RATIO)
+        value = None if self.number is None or problem.shard else self.number(problem, LOG_RATIO)
         if value is not None:
             return value
-        lse_r, lse_u = self.sweep(problem, ("lse_r", "lse_u"), in_place=in_place)
+        lse_r, lse_u = self.statistics(problem, ("lse_r", "lse_u"), in_place=in_place)
         return _weigh(lse_u - lse_r, problem)
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from etpo.kernels.plan import Q, R
-from etpo.kernels.streams import Lora, Problem, Source, Stream
+from etpo.kernels.shards import share_gradient, vocabulary_of
+from etpo.kernels.streams import Lora, Problem, Source, Stream, VocabShard
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int64, torch.int32)
@@ -56,11 +57,12 @@ def build_problem(
     if not streams:
         raise ValueError("policy: expected at least one stream, got None for each of them")
     (first_name, first), *others = streams.values()
+    shard = first.shard
     for name, stream in others:
         check_beside(name, stream, first_name, first)
-    sources = {k: Source(_flat(stream.hidden), *stream[1:]) for k, (_, stream) in streams.items()}
-    shape = first.hidden.shape[:-1]
-    return _with_rows(problem_of(sources, None, check_mix(mix), NO_INDEX), shape, rows), shape
+    sources = {k: Source(_flat(stream.hidden), *stream[1:6]) for k, (_, stream) in streams.items()}
+    problem, shape = problem_of(sources, None, check_mix(mix), NO_INDEX), first.hidden.shape[:-1]
+    return _with_rows(problem._replace(shard=shard), shape, rows), shape
 
 
 def build_logits_problem(
@@ -91,7 +93,10 @@ def _with_rows(problem: Problem, shape: torch.Size, rows: Rows) -> Problem:
     targets, ignore_index, mask, weights = rows
     ignore_index = check_index("ignore_index", ignore_index)
     if targets is not None:
-        targets = check_targets(targets, shape, problem.n_vocab, problem.device, ignore_index)
+        n_vocab = problem.n_vocab
+        if problem.shard is not None:
+            n_vocab = vocabulary_of(problem.shard, n_vocab, problem.device)
+        targets = check_targets(targets, shape, n_vocab, problem.device, ignore_index)
     if mask is not None:
         mask = check_vector("mask", mask, shape, problem.device, (torch.bool,))
     if weights is not None:
@@ -143,6 +148,7 @@ def problem_of(
         dtype=torch.float64 if first.hidden.dtype == torch.float64 else torch.float32,
         device=first.hidden.device,
         given_logits=given_logits,
+        shard=None,
     )
 
 
@@ -209,7 +215,7 @@ def check_stream(name: str, stream: Stream, parts: "Parts") -> Stream:
     """`stream` as the sweeps take it; raises ValueError where its parts do not fit together."""
     if not isinstance(stream, Stream):
         raise ValueError(f"{name.rstrip('.')}: expected a Stream, got {type(stream).__name__}")
-    hidden, weight, bias, lora, temperature, softcap = stream
+    hidden, weight, bias, lora, temperature, softcap, shard = stream = unsharded(name, stream)
     if not isinstance(hidden, Tensor) or hidden.dim() not in (2, 3):
         got = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
         raise ValueError(f"{name}hidden: expected shape [N, D] or [B, T, D], got {got}")
@@ -232,14 +238,48 @@ def check_stream(name: str, stream: Stream, parts: "Parts") -> Stream:
     for part, tensor in others.items():
         if (tensor.dtype == torch.float64) != (hidden.dtype == torch.float64):
             raise ValueError(f"{name}{part}: float64 does not mix with {hidden.dtype}, got {tensor.dtype}")
+    hidden = parts.read(hidden)
+    if lora is not None:
+        lora = parts.read(a), parts.read(b), scale
+    if shard is not None:
+        hidden = share_gradient(hidden, shard)
+        lora = None if lora is None else (share_gradient(lora[0], shard), *lora[1:])
     return Stream(
-        parts.read(hidden),
+        hidden,
         parts.read(weight),
         None if bias is None else parts.read(bias),
-        None if lora is None else (parts.read(a), parts.read(b), scale),
+        lora,
         check_positive(f"{name}temperature", temperature),
         None if softcap is None else check_positive(f"{name}softcap", softcap),
+        shard,
     )
+
+
+def unsharded(name: str, stream: Stream) -> Stream:
+    """`stream` with this rank's rows where its head is a DTensor sharded over the vocabulary."""
+    weight, shard = stream.weight, stream.shard
+    if shard is not None and not (isinstance(shard, VocabShard) and is_number(shard.start)):
+        raise ValueError(f"{name}shard: expected a VocabShard, got {shard!r}")
+    placements = getattr(weight, "placements", None)
+    if placements is None:
+        return stream
+    mesh = weight.device_mesh  # type: ignore[attr-defined]
+    if shard is not None or mesh.ndim != 1 or not placements[0].is_shard(0):
+        raise ValueError(
+            f"{name}weight: expected a plain tensor (x.full_tensor() makes one), or a DTensor sharded on "
+            f"dim 0 of one mesh dimension, got a DTensor with {placements}"
+        )
+    # As torch.chunk cuts.
+    start = min(weight.shape[0], mesh.get_local_rank() * -(-weight.shape[0] // mesh.size()))
+    bias = None if stream.bias is None else _local_rows(stream.bias)
+    lora = None if stream.lora is None else (stream.lora[0], _local_rows(stream.lora[1]), stream.lora[2])
+    shard = VocabShard(mesh.get_group(), start)
+    return stream._replace(weight=_local_rows(weight), bias=bias, lora=lora, shard=shard)
+
+
+def _local_rows(tensor: Tensor) -> Tensor:
+    local: Tensor = getattr(tensor, "to_local", lambda: tensor)()
+    return local
 
 
 def check_lora(name: str, lora: Lora, weight: Tensor) -> Lora:
@@ -266,6 +306,8 @@ def check_beside(name: str, stream: Stream, first_name: str, first: Stream) -> N
             f"{name}weight: expected V = {first.weight.shape[0]} rows as {first_name}weight, "
             f"got shape {tuple(stream.weight.shape)}"
         )
+    if stream.shard != first.shard:
+        raise ValueError(f"{name}weight: expected {first.shard} as {first_name}weight, got {stream.shard}")
     if stream.hidden.device != first.hidden.device:
         raise ValueError(f"{name}hidden: expected device {first.hidden.device}, got {stream.hidden.device}")
     if (stream.hidden.dtype == torch.float64) != (first.hidden.dtype == torch.float64):

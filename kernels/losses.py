@@ -51,7 +51,7 @@ def vocab_stats(
     run, fields = backend_of(backend, problem), available_fields(problem)
     if tokens is not None:
         fields = tuple(name for name in fields if INDEX[name] not in AT)
-    values = run.sweep(problem, fields)
+    values = run.statistics(problem, fields)
     named = {name: _shaped(value, problem, shape) for name, value in zip(fields, values, strict=True)}
     for name in EXPECTATIONS & named.keys():
         named[name] = torch.where(torch.isinf(named[name]), named[name].detach(), named[name])
@@ -329,12 +329,13 @@ def _logprob(
     run, in_place = backend_of(backend, problem), _may_overwrite(problem, inplace_backward)
     problem, tokens = one_target_a_row(problem)
     if tokens is None:
-        lse_p, e_pp, at_p = run.sweep(problem, LOGPROB, in_place=in_place)
+        lse_p, e_pp, at_p = run.statistics(problem, LOGPROB, in_place=in_place)
         logprob = at_p - lse_p
     else:
-        lse_p, e_pp = run.sweep(problem, LOGPROB[:2], in_place=in_place)
-        at_p = at_tokens(run, problem.streams[P], tokens, problem).reshape(problem.n_rows, -1)
-        logprob = (at_p - lse_p[:, None]).reshape(-1).masked_fill(tokens == problem.ignore_index, 0.0)
+        lse_p, e_pp = run.statistics(problem, LOGPROB[:2], in_place=in_place)
+        at_p = at_tokens(run, problem.streams[P], tokens, problem)
+        lse_p = lse_p.repeat_interleave(max(1, tokens.shape[0] // max(1, problem.n_rows)))
+        logprob = (at_p - lse_p).masked_fill(tokens == problem.ignore_index, 0.0)
     return logprob.to(problem.dtype).reshape(of_targets), _shaped(-e_pp, problem, shape)
 
 

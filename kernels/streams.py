@@ -1,11 +1,22 @@
 """What goes into a vocabulary sweep and what comes out: streams, statistics, the checked problem."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Lora = tuple[Tensor, Tensor, float]
+
+
+class VocabShard(NamedTuple):
+    """The rows [start, start + V_local) of a vocabulary, of which each rank of a process group holds some.
+
+    group: a torch.distributed process group; None for the default one. The shards lie end to end in the order
+    of the ranks.
+    """
+
+    group: Any
+    start: int
 
 
 class Stream(NamedTuple):
@@ -16,7 +27,9 @@ class Stream(NamedTuple):
     hidden: [N, D] or [B, T, D]; weight: [V, D], of the dtype of hidden or float32; bias: [V]; lora: (A
     [R, D], B [V, R], scale), a low-rank change of the head; temperature > 0; softcap > 0, or None. Dtypes are
     float64 (all tensors, or none), float32, bfloat16 and float16; bias and lora may differ in dtype from
-    weight.
+    weight. shard: where weight, bias and B are this rank's rows of a sharded vocabulary; hidden and A are
+    then the same on every rank, results too, and a token costs a dozen numbers of communication. A weight
+    that is a DTensor sharded on dim 0 is taken as such.
     """
 
     hidden: Tensor
@@ -25,6 +38,7 @@ class Stream(NamedTuple):
     lora: Lora | None = None
     temperature: float = 1.0
     softcap: float | None = None
+    shard: VocabShard | None = None
 
 
 class VocabStats(NamedTuple):
@@ -79,3 +93,4 @@ class Problem(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     given_logits: bool
+    shard: VocabShard | None

@@ -6,15 +6,17 @@ from torch import Tensor
 from etpo.kernels.backends import Backend
 from etpo.kernels.checks import no_autocast, problem_of
 from etpo.kernels.plan import Q
+from etpo.kernels.shards import local_tokens, sum_over_ranks
 from etpo.kernels.streams import Problem, Source
 
 
 def one_target_a_row(problem: Problem) -> tuple[Problem, Tensor | None]:
-    """A problem with targets [N·K] as the sweeps take it, and those targets; None where each row has one."""
+    """A problem with targets [N·K] as the sweeps take it, and those targets; None where it takes them."""
     tokens = problem.targets
-    if tokens is None or tokens.shape[0] == problem.n_rows:
+    if tokens is None or (tokens.shape[0] == problem.n_rows and problem.shard is None):
         return problem, None
-    real = (tokens != problem.ignore_index).reshape(problem.n_rows, -1).any(1)
+    n_targets = max(1, tokens.shape[0] // max(1, problem.n_rows))
+    real = (tokens != problem.ignore_index).reshape(problem.n_rows, n_targets).any(1)
     return problem._replace(targets=torch.where(real, 0, problem.ignore_index)), tokens
 
 
@@ -25,6 +27,8 @@ def at_tokens(run: Backend, source: Source, tokens: Tensor, problem: Problem) ->
         one = {Q: Source(hidden, weight, bias)}
         return run.gather(problem_of(one, tokens, (1.0, 1.0), problem.ignore_index))
 
+    if problem.shard is not None:
+        tokens = local_tokens(tokens, problem.shard, problem.n_vocab, problem.ignore_index)
     ignored = tokens == problem.ignore_index
     if source.weight is None:
         columns = tokens.masked_fill(ignored, 0).reshape(problem.n_rows, -1)
@@ -38,4 +42,5 @@ def at_tokens(run: Backend, source: Source, tokens: Tensor, problem: Problem) ->
         z = z + scale * gather(low, b, None)
     if source.softcap is not None:
         z = torch.where(torch.isneginf(z), z, source.softcap * torch.tanh(z / source.softcap))
-    return (z / source.temperature).masked_fill(ignored, 0.0).to(problem.dtype)
+    z = (z / source.temperature).masked_fill(ignored, 0.0).to(problem.dtype)
+    return z if problem.shard is None else sum_over_ranks(z, problem.shard).to(problem.dtype)

@@ -10,7 +10,7 @@ import pytest
 from etpo import kernels
 
 SIGNATURES = {
-    "Stream": "(hidden, weight, bias=None, lora=None, temperature=1.0, softcap=None)",
+    "Stream": "(hidden, weight, bias=None, lora=None, temperature=1.0, softcap=None, shard=None)",
     "VocabStats": "(lse_p, lse_q, lse_r, lse_u, e_pr, e_pu, e_pp, e_q, at_p, at_q, at_r)",
     "vocab_stats": "(policy, critic=None, reference=None, *, targets=None, mix=(1.0, 1.0), "
     "ignore_index=-100, backend='auto')",

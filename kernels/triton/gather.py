@@ -159,11 +159,10 @@ def backward(problem: Problem, task: Sequence[int], cotangents: Cotangents) -> l
         for x in (hidden, weight, bias)
     )
     todo = []
-    if d_hidden is not None:
+    if d_hidden is not None and targets.shape[0]:
         todo.append(hidden_launch(dense(weight), targets, g, d_hidden, problem.ignore_index))
-    if d_weight is not None or d_bias is not None:
+    if (d_weight is not None or d_bias is not None) and targets.shape[0]:
         todo.append(head_launch(dense(hidden), g, targets, d_weight, d_bias, problem.ignore_index))
-    if targets.shape[0]:
-        run(todo, problem.device)
+    run(todo, problem.device)
     parts = ((hidden, d_hidden), (weight, d_weight), (bias, d_bias))
     return collect(cotangents.wanted, [(id(x), total) for x, total in parts if total is not None])
