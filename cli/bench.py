@@ -15,28 +15,66 @@ def bench() -> None:
 
 @bench.command()
 @click.option("--dataset", default="tic-tac-toe", show_default=True, help="Data set of every run.")
-@click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Seeds 0 … N − 1.")
+@click.option("--seeds", default=None, type=click.IntRange(min=1),
+              help="Seeds 0 … N − 1; default 5, with --compare 16.")  # fmt: skip
 @click.option("--first-seed", default=0, show_default=True, help="Seed of the first run.")
-@click.option("--steps", default=500, show_default=True, type=click.IntRange(min=1), help="Programs a run.")
+@click.option("--steps", default=None, type=click.IntRange(min=1),
+              help="Programs a run; default 500, with --compare 200.")  # fmt: skip
 @click.option(
     "--ablation", is_flag=True, help="One factor at a time around the default, not only default and frozen."
 )
 @click.option("--rows", default=None, help="Names of rows of the ablation, with commas: those alone.")
+@click.option("--compare", default=None, metavar="ALGO,…",
+              help="Compare algorithms, paired by seed, each with the first; a variant is written "
+              "ALGO:OPTION=VALUE, such as grpo:grpo=dapo.")  # fmt: skip
+@click.option("--tune", default=None, type=click.IntRange(min=0), metavar="N",
+              help="With --compare: tuning runs of each algorithm over its own step sizes, on seeds that are "
+              "not reported; a multiple of 6 tries every setting of each alike; default 0.")  # fmt: skip
+@click.option(
+    "--decide", is_flag=True, help="With --compare: no more than 16 seeds once every difference is decided."
+)
+@click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE",
+              help="With --compare: an option of `etpo train` for every run; may be given again."
+              )  # fmt: skip
 @click.option("--fresh/--no-fresh", default=True, show_default=True,
-              help="Score each best program again on split seeds 5–24.")  # fmt: skip
+              help="Score each best program again on split seeds 5–24 (with --compare also those of the "
+              "model that learns nothing).")  # fmt: skip
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Runs at a time.")
 @click.option("--work", default="runs/bench", show_default=True, type=click.Path(path_type=Path),
               help="Folder of the runs; finished ones are only read.")  # fmt: skip
 @click.option("--title", default=None, help="Heading of the Markdown table.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows there.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the table there.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="With --compare: write the figure there, an SVG."
+)
 def learning(
-    dataset: str, seeds: int, first_seed: int, steps: int, ablation: bool, rows: str | None, fresh: bool,
-    jobs: int, work: Path, title: str | None, json_file: Path | None, markdown: Path | None,
+    dataset: str, seeds: int | None, first_seed: int, steps: int | None, ablation: bool, rows: str | None,
+    compare: str | None, tune: int | None, decide: bool, settings: tuple[str, ...], fresh: bool, jobs: int,
+    work: Path, title: str | None, json_file: Path | None, markdown: Path | None, plot: Path | None,
 ) -> None:  # fmt: skip
-    """Train with several seeds, beside the frozen model with as many programs."""
+    """Train with several seeds, beside the frozen model with as many programs; or compare algorithms.
+
+    \b
+    etpo bench learning --dataset tic-tac-toe --seeds 5
+    etpo bench learning --compare etpo,ppo-kl,rloo,grpo --tune 6 --seeds 16 --steps 200 --jobs 2
+    """
+    if compare is not None:
+        if ablation or rows is not None or first_seed:
+            raise click.UsageError("--compare: expected no --ablation, --rows or --first-seed beside it")
+        from etpo.cli.compare import Files, compare_tuned
+
+        files = Files(json_file, markdown, plot)
+        compare_tuned(
+            _words(compare) or [], dataset, steps or 200, seeds or 16, tune or 0, settings, work, files,
+            decide=decide, fresh=fresh, jobs=jobs, title=title,
+        )  # fmt: skip
+        return
+    if tune is not None or decide or settings or plot is not None:
+        raise click.UsageError("--tune, --decide, --set, --plot: expected --compare ALGO,… beside them")
     from etpo.bench.learning import ABLATION, DEFAULT, FROZEN, run_table, to_json, to_markdown, variants_named
 
+    seeds, steps = seeds or 5, steps or 500
     if rows is not None:
         variants = variants_named(_words(rows) or [])
     else:
