@@ -81,7 +81,7 @@ MUTATIONS = [
     Mutation("rowwise", "derivative without its mean", "chunked/rowwise.py",
              "p.sub_(mean[:, None]).mul_(prob)", "p.mul_(prob)"),
     Mutation("rowwise", "derivative by u without its share", "chunked/rowwise.py",
-             "alpha = part.share / heads", "alpha = 1.0 / heads"),
+             "alpha = part.share / walk.heads", "alpha = 1.0 / walk.heads"),
     Mutation("chunked from_logits", "temperature left out", "chunked/heads.py",
              "return torch.mul(inputs.hidden, 1.0 / source.temperature, out=out)",
              "return torch.mul(inputs.hidden, 1.0, out=out)"),
