@@ -8,7 +8,6 @@ programs.
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -16,12 +15,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from etpo import __version__
+from etpo.bench.machine import machine
 from etpo.engine.options import nearest
 from etpo.engine.report.summary import Window, learned, read_programs
 from etpo.engine.run_folder import RunFolder
@@ -168,22 +165,13 @@ def describe(row: Row) -> str:
     )
 
 
-def environment() -> dict[str, Any]:
-    """The machine and versions that a table was made on."""
-    return {
-        "etpo": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 def to_json(rows: list[Row], command: str) -> str:
     """The rows with the environment and the command that made them."""
-    table = {"command": command, "environment": environment(), "rows": [dataclasses.asdict(r) for r in rows]}
+    table = {
+        "command": command,
+        "environment": machine("torch", "numpy"),
+        "rows": [dataclasses.asdict(r) for r in rows],
+    }
     return json.dumps(table, indent=1) + "\n"
 
 
@@ -208,7 +196,7 @@ def to_markdown(rows: list[Row], title: str, command: str) -> str:
 
 
 def _environment_line() -> str:
-    return "; ".join(f"{key} {value}" for key, value in environment().items()) + "."
+    return "; ".join(f"{key} {value}" for key, value in machine("torch", "numpy").items()) + "."
 
 
 def _cells(row: Row) -> list[float | None]:

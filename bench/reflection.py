@@ -9,21 +9,20 @@ reflection prompt, one behind the task prompt again. Their difference is what th
 import argparse
 import json
 import math
-import platform
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from etpo.engine.models.language_model import LanguageModel, load_language_model
+from etpo.bench.machine import machine
+from etpo.engine.drawing import draw_texts
+from etpo.engine.models.language_model import load_language_model
 from etpo.engine.models.prompt_form import PromptForm
-from etpo.engine.models.sampler import sample_actions
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import reflection_prompt, task_prompt
 from etpo.envs.sandbox import Sandbox
 from etpo.envs.scoring import Score, Scorer
 
-ROWS = 32
 Z_95 = 1.96
 
 
@@ -52,7 +51,7 @@ def measure(
     generator = torch.Generator().manual_seed(seed)
 
     def draw(states: list[str]) -> list[str]:
-        return draw_actions(model, form, states, generator, max_new_tokens)
+        return draw_texts(model, form, states, generator, max_new_tokens=max_new_tokens)
 
     with Sandbox() as sandbox:
         scorer = Scorer(data, sandbox)
@@ -78,24 +77,8 @@ def measure(
         "repeated": sum(a == b for (a, _), b in zip(failed, second, strict=True)),
         "auc_fresh": _mean_auc(scores),
         "auc_reflected": _mean_auc(reflected),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **machine("torch"),
     }
-
-
-def draw_actions(
-    model: LanguageModel, form: PromptForm, states: list[str], generator: torch.Generator, max_new_tokens: int
-) -> list[str]:
-    """One action in each state, at temperature 1."""
-    actions = []
-    for start in range(0, len(states), ROWS):
-        part = states[start : start + ROWS]
-        ids = [torch.tensor(form.encode(state, model.context - max_new_tokens)) for state in part]
-        samples = sample_actions(
-            model, ids, max_new_tokens=max_new_tokens, stop_token=form.stop_tokens, generator=generator
-        )
-        actions += [form.decode(state, s.tokens) for state, s in zip(part, samples, strict=True)]
-    return actions
 
 
 def _mean_auc(scores: list[Score]) -> float | None:

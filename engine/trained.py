@@ -11,19 +11,17 @@ from torch import nn
 
 from etpo.engine.checkpoint import CheckpointError, latest_checkpoint, load_roles
 from etpo.engine.config import Config, resolve
+from etpo.engine.drawing import draw_texts
 from etpo.engine.environments import settings_for
 from etpo.engine.learners import learner_class
 from etpo.engine.models.language_model import BUNDLED, LanguageModel, bundled_path
 from etpo.engine.models.open import make_roles, open_model
-from etpo.engine.models.prompt_form import PromptForm, encoded
+from etpo.engine.models.prompt_form import PromptForm
 from etpo.engine.models.roles import FullRoles, LoraRoles, Role
-from etpo.engine.models.sampler import Sampling, sample_actions
 from etpo.engine.run_folder import RunFolder
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import task_prompt
 from etpo.envs.vector import make_env
-
-ROWS = 32  # programs drawn at once: bounds the memory of the key-value cache
 
 
 @dataclass
@@ -168,17 +166,11 @@ def draw(
     """
     if n < 1 or not temperature > 0:
         raise ValueError(f"expected n ≥ 1 and a temperature > 0, got {n} and {temperature}")
-    prompted = PromptForm(tokenizer, form, model.end_tokens)
-    ids = torch.tensor(encoded(prompted, prompt, model.context - max_new_tokens), dtype=torch.int64)
-    generator = torch.Generator(device=model.device).manual_seed(seed)
-    texts: list[str] = []
-    while len(texts) < n:
-        samples = sample_actions(
-            model, [ids] * min(ROWS, n - len(texts)), max_new_tokens=max_new_tokens,
-            stop_token=prompted.stop_tokens, generator=generator, sampling=Sampling(temperature),
-        )  # fmt: skip
-        texts += [prompted.decode(prompt, sample.tokens) for sample in samples]
-    return texts
+    return draw_texts(
+        model, PromptForm(tokenizer, form, model.end_tokens), [prompt] * n,
+        torch.Generator(device=model.device).manual_seed(seed), max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )  # fmt: skip
 
 
 def base_name(model: str) -> str:

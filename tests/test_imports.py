@@ -32,7 +32,9 @@ MAY_IMPORT = {
         "engine.models.prompt_form", "engine.progress", "engine.records", "engine.run_folder",
     },
     "engine.report": {"", "engine.config", "engine.run_folder", "envs.prompts"},
-    "engine.pretrain": {"envs", "engine.checkpoint", "engine.models", "engine.optim", "engine.run_folder"},
+    "engine.pretrain": {
+        "envs", "engine.checkpoint", "engine.drawing", "engine.models", "engine.optim", "engine.run_folder",
+    },
     "engine.pretrain.grammar": {"envs.prompts", "envs.sandbox", "envs.scoring"},
     "bench": {"", "engine", "envs", "kernels"},
     "cli": {"", "bench", "engine", "envs", "kernels"},

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import sklearn
 
+from etpo.bench.machine import machine
 from etpo.envs.datasets import Dataset
 from etpo.envs.sandbox import Sandbox
 from etpo.envs.scoring import Scorer, make_split
@@ -64,12 +64,9 @@ def about(sandbox: Sandbox) -> dict[str, Any]:
         "workers": sandbox.workers,
         "layers_in_force": layers.in_force,
         "layers_missing": layers.missing,
-        "cores": len(os.sched_getaffinity(0)),
         "load_average": [round(load, 2) for load in os.getloadavg()],
-        "processor": f"{platform.machine()}, {_processor()}",
         "kernel": platform.release(),
-        "python": platform.python_version(),
-        "scikit_learn": sklearn.__version__,
+        **machine("scikit-learn"),
     }
 
 
@@ -82,10 +79,3 @@ def _rate(work: Callable[[int], None], batch: int, seconds: float, repeats: int)
             done += batch
         rates.append(done / elapsed)
     return {"median": statistics.median(rates), "least": min(rates), "most": max(rates)}
-
-
-def _processor() -> str:
-    with open("/proc/cpuinfo") as file:
-        return next(
-            (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown"
-        )

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from etpo.engine.models.language_model import LanguageModel, load_language_model
-from etpo.engine.models.sampler import sample_actions
+from etpo.engine.drawing import draw_texts
+from etpo.engine.models.language_model import load_language_model
+from etpo.engine.models.prompt_form import PromptForm
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import reflection_prompt, task_prompt
 from etpo.envs.sandbox import Sandbox
@@ -39,7 +40,12 @@ def measure_programs(folder: Path, dataset: str, n: int = 500, seed: int = 0) ->
     data = load_dataset(dataset)
     task = task_prompt(data.name, len(data.x), data.x.shape[1], len(data.class_names))
     generator = torch.Generator().manual_seed(seed)
-    fresh = _draw(model, tokenizer, [task] * n, generator)
+    form = PromptForm(tokenizer, ends=model.end_tokens)
+
+    def draw(states: list[str]) -> list[str]:
+        return draw_texts(model, form, states, generator, max_new_tokens=MAX_NEW_TOKENS, rows=BATCH)
+
+    fresh = draw([task] * n)
     with Sandbox() as sandbox:
         scorer = Scorer(data, sandbox)
         scores = scorer.score_many(fresh)
@@ -48,20 +54,8 @@ def measure_programs(folder: Path, dataset: str, n: int = 500, seed: int = 0) ->
         ]
         prompts = [reflection_prompt(task, text, error or "") for text, error in failed]
         prompts = [p for p in prompts if len(tokenizer(p)["input_ids"]) + MAX_NEW_TOKENS <= model.context]
-        repairs = scorer.score_many(_draw(model, tokenizer, prompts, generator)) if prompts else []
+        repairs = scorer.score_many(draw(prompts)) if prompts else []
     return {"dataset": data.name, **_summary(fresh, scores), "repaired_share": _share_ok(repairs)}
-
-
-def _draw(model: LanguageModel, tokenizer: Any, prompts: list[str], generator: torch.Generator) -> list[str]:
-    """One action behind each prompt, at temperature 1."""
-    texts = []
-    for start in range(0, len(prompts), BATCH):
-        ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in prompts[start : start + BATCH]]
-        drawn = sample_actions(
-            model, ids, max_new_tokens=MAX_NEW_TOKENS, stop_token=tokenizer.eos_token_id, generator=generator
-        )
-        texts += [tokenizer.decode(sample.tokens, skip_special_tokens=True) for sample in drawn]
-    return texts
 
 
 def _summary(texts: list[str], scores: list[Score]) -> dict[str, Any]:

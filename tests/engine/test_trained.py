@@ -9,11 +9,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 import etpo
 from etpo.engine.checkpoint import CheckpointError
 from etpo.engine.config import Config
+from etpo.engine.drawing import ROWS
 from etpo.engine.models.language_model import LanguageModel
 from etpo.engine.models.open import open_model
 from etpo.engine.models.roles import LoraRoles
 from etpo.engine.run_folder import RunFolderError
-from etpo.engine.trained import ROWS, Trained, draw, first_state
+from etpo.engine.trained import Trained, draw, first_state
 
 IDS = torch.arange(5, 15)[None]
 
