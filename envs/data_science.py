@@ -31,6 +31,7 @@ class DataScience(gymnasium.Env[str, str]):
             it).
         reflection: with False the state after a failure is the task prompt again, so that each attempt is a
             fresh one: the ablation of the reflection prompt.
+        audit_share: see `scoring.Scorer`; not used where `scorer` is given.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 - gymnasium's own form
@@ -45,6 +46,7 @@ class DataScience(gymnasium.Env[str, str]):
         max_episode_steps: int = 5,
         scorer: Scorer | None = None,
         reflection: bool = True,
+        audit_share: float = 0.02,
     ) -> None:
         if max_episode_steps < 1:
             raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
@@ -55,7 +57,7 @@ class DataScience(gymnasium.Env[str, str]):
         if scorer is None:
             data = load_dataset(dataset, target, protocol)
             self._own_sandbox = Sandbox(sandbox, timeout_s)
-            scorer = Scorer(data, self._own_sandbox)
+            scorer = Scorer(data, self._own_sandbox, audit_share=audit_share)
         self.scorer = scorer
         self.reflection = reflection
         rows, features = scorer.dataset.x.shape
@@ -63,7 +65,9 @@ class DataScience(gymnasium.Env[str, str]):
         self.prompt = self.task
         self.failures = 0
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         """Start an episode; returns (task prompt, {}). The seed changes nothing: nothing here is random."""
         super().reset(seed=seed)
         self.prompt, self.failures = self.task, 0

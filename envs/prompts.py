@@ -9,11 +9,13 @@ import ast
 import io
 import re
 import tokenize
+import unicodedata
 import warnings
 from collections.abc import Sequence
 
 SIGNATURE = "def build_model(x_train, y_train):\n"
 INDENT = "    "
+ERROR_CHARACTERS = 160  # of an error, its name counted
 
 
 def task_prompt(name: str, n_rows: int, n_features: int, n_classes: int) -> str:
@@ -42,20 +44,32 @@ def reflection_prompt(task: str, body: str, error: str, signature: str = SIGNATU
     return f"{task}{failed}# Failed: {error}\n# Corrected:\n{signature}"
 
 
-def describe_error(exception: BaseException, line: int | None, limit: int = 160) -> str:
+def describe_error(exception: BaseException, line: int | None) -> str:
+    """`describe_failure` of an exception."""
+    return describe_failure(type(exception).__name__, str(exception), line)
+
+
+def describe_failure(kind: str, message: str, line: int | None, limit: int = ERROR_CHARACTERS) -> str:
     """One short line for the reflection prompt: where, what kind, and the message without noise.
 
     Args:
-        exception: what the program raised.
+        kind: the exception's name.
+        message: what it says.
         line: the 1-based line of the program's body that raised it, or None where it is not in the body.
-        limit: most characters of the message that are kept; a longer one is cut with an ellipsis.
+        limit: most characters of name and message together; what is longer is cut with an ellipsis.
     """
-    message = clean_message(" ".join(str(exception).split()))
-    if len(message) > limit:
-        message = message[: limit - 1] + "…"
-    where = f"line {line}: " if line is not None else ""
-    kind = type(exception).__name__
-    return f"{where}{kind}: {message}" if message else f"{where}{kind}"
+    message = clean_message(" ".join(without_controls(message).split()))
+    kind = without_controls(kind)
+    said = f"{kind}: {message}" if message else kind
+    if len(said) > limit:
+        said = said[: limit - 1] + "…"
+    return f"line {line}: {said}" if line is not None else said
+
+
+def without_controls(text: str) -> str:
+    """Text in which line ends and tabs are spaces, and no other control or invisible character is left."""
+    spaced = re.sub(r"\s", " ", text)
+    return "".join(char for char in spaced if unicodedata.category(char)[0] != "C")
 
 
 def clean_message(message: str) -> str:

@@ -1,20 +1,37 @@
 """The reward of a program: its mean ROC AUC over random halvings of the data, scored where the labels are."""
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
-from etpo.envs.datasets import Dataset, DatasetError
-from etpo.envs.prompts import as_program, describe_error
-from etpo.envs.sandbox import Sandbox, SplitArrays, refuse
+from etpo.envs.audit import Auditor
+from etpo.envs.datasets import Dataset
+from etpo.envs.pacing import Pace
+from etpo.envs.prompts import as_program, describe_failure
+from etpo.envs.sandbox import Sandbox, refuse
 from etpo.envs.sandbox.result import Failure, SplitResult
+from etpo.envs.splits import (
+    Split,
+    check_proba,
+    halves,
+    make_split,
+    roc_auc,
+    secret,
+    spread_columns,
+)
+
+__all__ = [
+    "FAILURE_REWARD", "SPLIT_SEEDS", "Score", "Scorer", "check_proba", "failed", "halves", "make_split",
+    "roc_auc", "spread_columns",
+]  # fmt: skip
 
 FAILURE_REWARD = -1.0
 SPLIT_SEEDS = (0, 1, 2, 3, 4)
-ROW_SUM_TOLERANCE = 1e-4
+DISHONEST = "dishonest"
+# Outcomes whose message is the program's own, and so could carry labels.
+_SPEAKING = ("error", "invalid_output", "refused")
 
 
 @dataclass(frozen=True)
@@ -23,7 +40,7 @@ class Score:
 
     Attributes:
         reward: `auc_mean`, or −1 where the program failed on any split.
-        outcome: `ok`, `error`, `timeout`, `memory`, `refused`, `invalid_output` or `crashed`.
+        outcome: `ok`, `error`, `timeout`, `memory`, `refused`, `invalid_output`, `crashed` or `dishonest`.
         auc_mean, auc_std: mean and population standard deviation over the splits; None unless `ok`.
         error: one line for the reflection prompt; None for `ok`.
         wall_s: seconds that the program's split processes took, added up.
@@ -39,22 +56,13 @@ class Score:
     auc_splits: tuple[float, ...] | None
 
 
-@dataclass(frozen=True)
-class Split:
-    """One halving: what a child gets (`arrays`), and what stays here. `y_val` has the order of its x_val."""
-
-    seed: int
-    arrays: SplitArrays
-    y_val: np.ndarray
-    train_classes: np.ndarray
-
-
 class Scorer:
-    """Scores programs on one data set. Results are kept by the program's text.
+    """Scores programs on one data set. Results are kept by the program's text, but for time-outs.
 
     Programs run in parallel, splits one after another: what runs at the same time has the same labels, and so
     nothing to tell each other (one split's training half holds half of another's validation labels). A
-    program that fails on a split is not run on the next.
+    program that fails on a split is not run on the next. What is told of a failure comes from a run of the
+    same split on permuted labels, so that no message carries labels on. A time-out is tried once more, alone.
 
     Split `seed` trains on the half that `train_test_split(test_size=0.5, random_state=seed)` gives: shuffled,
     not stratified.
@@ -63,11 +71,13 @@ class Scorer:
         dataset: what to score on.
         sandbox: where programs run; not closed by the scorer.
         split_seeds: one random halving each.
-        timeout_s: wall-clock seconds for one split; default the sandbox's.
+        timeout_s: processor seconds for one split; default the sandbox's.
+        audit_share: share of the programs that are audited (see `audit`), besides every new best one;
+            0: none is.
 
     Raises:
         DatasetError: a half of some split holds fewer than two classes.
-        ValueError: no seeds.
+        ValueError: no seeds, or no share.
     """
 
     def __init__(
@@ -76,13 +86,20 @@ class Scorer:
         sandbox: Sandbox,
         split_seeds: Iterable[int] = SPLIT_SEEDS,
         timeout_s: float | None = None,
+        audit_share: float = 0.0,
     ) -> None:
+        if not 0.0 <= audit_share <= 1.0:
+            raise ValueError(f"audit_share must be 0 to 1, got {audit_share}")
         self.dataset = dataset
         self.sandbox = sandbox
         self.timeout_s = timeout_s
+        self.audit_share = audit_share
         self.splits = [make_split(dataset, seed) for seed in split_seeds]
         if not self.splits:
             raise ValueError("split_seeds must hold at least one seed, got none")
+        self._auditor = Auditor(self._rounds, self.splits, dataset.x, dataset.y)
+        self._pace = Pace()
+        self._best = -np.inf
         self._kept: dict[str, Score] = {}
 
     def fresh(self, seeds: Iterable[int] = range(5, 25)) -> "Scorer":
@@ -96,119 +113,134 @@ class Scorer:
     def score_many(self, actions: list[str]) -> list[Score]:
         """Score many actions, in parallel over the sandbox's workers; scores in the order of the actions."""
         try:
-            self._run([action for action in dict.fromkeys(actions) if action not in self._kept])
+            new = self._run([action for action in dict.fromkeys(actions) if action not in self._kept])
         except BaseException:
             self.sandbox.cancel()
             raise
-        return [self._kept[action] for action in actions]
+        self._kept |= {action: score for action, score in new.items() if score.outcome != "timeout"}
+        known = self._kept | new
+        return [known[action] for action in actions]
 
-    def _run(self, actions: list[str]) -> None:
-        """Run actions that are not known yet, split after split, and keep their scores."""
+    def _run(self, actions: list[str]) -> dict[str, Score]:
+        """Scores of actions that are not known yet."""
         sources = {action: as_program(action) for action in actions}
-        aucs: dict[str, list[float]] = {}
-        wall_s = dict.fromkeys(actions, 0.0)
-
-        def fail(action: str, failure: Failure, outcome: str) -> None:
-            error = _one_line(failure, action, sources[action])
-            self._kept[action] = failed(outcome, error, wall_s[action])
-            aucs.pop(action, None)
-
-        for action in actions:
-            if (verdict := refuse(sources[action])) is not None:
-                fail(action, verdict[1], verdict[0])
+        scores: dict[str, Score] = {}
+        for action, source in list(sources.items()):
+            if (verdict := refuse(source)) is not None:
+                outcome, failure = verdict
+                scores[action] = failed(outcome, _one_line(failure, action, source), 0.0)
+                del sources[action]
+        results = self._rounds(sources, self.splits)
+        told = self._failures_to_tell(sources, results)
+        for action, runs in results.items():
+            wall_s = sum(run.wall_s for run in runs)
+            if action in told:
+                error = _one_line(told[action], action, sources[action])
+                scores[action] = failed(runs[-1].outcome, error, wall_s)
             else:
-                aucs[action] = []
-        for index, split in enumerate(self.splits):
-            running = list(aucs)
-            jobs = [(sources[action], split.arrays, split.seed) for action in running]
-            for action, result in zip(running, self.sandbox.run(jobs, self.timeout_s), strict=True):
-                wall_s[action] += result.wall_s
-                failure, outcome = result.failure, result.outcome
-                if failure is None:
-                    auc, problem = self._auc(index, result)
-                    if problem is None:
-                        aucs[action].append(auc)
-                        continue
-                    failure, outcome = Failure("invalid output", problem), "invalid_output"
-                fail(action, failure, outcome)
-        for action, found in aucs.items():
-            mean = float(np.mean(found))
-            spread = float(np.std(found))
-            self._kept[action] = Score(mean, "ok", mean, spread, None, wall_s[action], tuple(found))
+                aucs = tuple(map(self._auc, self.splits, runs))
+                mean = float(np.mean(aucs))
+                scores[action] = Score(mean, "ok", mean, float(np.std(aucs)), None, wall_s, aucs)
+        if self.audit_share > 0:
+            self._audit(scores, sources, results)
+        return scores
 
-    def _auc(self, index: int, result: SplitResult) -> tuple[float, str | None]:
-        """ROC AUC of one split, or NaN and what is wrong with the probabilities."""
-        split = self.splits[index]
-        assert result.proba is not None
+    def _rounds(self, sources: Mapping[str, str], splits: Sequence[Split]) -> dict[str, list[SplitResult]]:
+        """Results of each program on one split after another, up to its first failure."""
+        results: dict[str, list[SplitResult]] = {name: [] for name in sources}
+        running = list(sources)
+        for index, split in enumerate(splits):
+            if not running:
+                break
+            if index == 0:
+                self._pace.start(len(running))
+            else:
+                self._pace.next_round(len(running))
+            for name, result in self._one_round({name: sources[name] for name in running}, split).items():
+                results[name].append(result)
+            running = [name for name in running if results[name][-1].failure is None]
+        return results
+
+    def _one_round(self, sources: Mapping[str, str], split: Split) -> dict[str, SplitResult]:
+        jobs = [(source, split.arrays, split.seed) for source in sources.values()]
+        found = dict(zip(sources, self.sandbox.run(jobs, self.timeout_s), strict=True))
+        for name, job in zip(sources, jobs, strict=True):
+            if found[name].outcome == "timeout":  # neighbours may have slowed it down
+                (found[name],) = self.sandbox.run([job], self.timeout_s)
+        return {name: self._checked(split, result) for name, result in found.items()}
+
+    def _checked(self, split: Split, result: SplitResult) -> SplitResult:
+        """The result, or `invalid_output` where its probabilities are none."""
+        if result.proba is None:
+            return result
         classes = len(self.dataset.class_names)
-        problem = check_proba(result.proba, len(split.y_val), classes, len(split.train_classes))
-        if problem is not None:
-            return float("nan"), problem
-        proba = spread_columns(result.proba, split.train_classes, classes)
-        return roc_auc(split.y_val, proba), None
+        sizes = len(split.y_val), classes, len(split.train_classes)
+        problem = check_proba(result.proba, *sizes, result.precision)
+        if problem is None:
+            return result
+        failure = Failure("invalid output", problem)
+        return replace(result, outcome="invalid_output", proba=None, failure=failure)
 
+    def _auc(self, split: Split, result: SplitResult) -> float:
+        assert result.proba is not None
+        proba = spread_columns(result.proba, split.train_classes, len(self.dataset.class_names))
+        return roc_auc(split.y_val, proba)
 
-def halves(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers for training and for validation: `train_test_split(test_size=0.5, random_state=seed)`."""
-    order = np.random.RandomState(seed).permutation(rows)
-    n_val = -(-rows // 2)
-    return order[n_val:], order[:n_val]
+    def _failures_to_tell(
+        self, sources: Mapping[str, str], results: Mapping[str, list[SplitResult]]
+    ) -> dict[str, Failure]:
+        """What may be told of each program that failed: nothing that depends on the true labels.
 
+        A message of the program's own is that of the same split on permuted labels; there, what is true of
+        the program itself is true as well.
+        """
+        told: dict[str, Failure] = {}
+        for index in range(len(self.splits)):
+            failing = {name: runs[-1] for name, runs in results.items() if len(runs) == index + 1}
+            failing = {name: run for name, run in failing.items() if run.failure is not None}
+            speaking = {name: sources[name] for name, run in failing.items() if run.outcome in _SPEAKING}
+            told |= {name: run.failure for name, run in failing.items() if run.failure is not None}
+            if speaking:
+                for name, run in self._one_round(speaking, self._auditor.permuted()[index]).items():
+                    told[name] = run.failure or Failure("error", "the program fails on some labels only")
+        return told
 
-def make_split(dataset: Dataset, seed: int) -> Split:
-    """One halving of a data set. DatasetError where a half holds fewer than two classes.
+    def _audit(
+        self,
+        scores: dict[str, Score],
+        sources: Mapping[str, str],
+        results: Mapping[str, list[SplitResult]],
+    ) -> None:
+        """Audit the best of the batch where it is a new best, and a share of the others."""
+        ran = [action for action, score in scores.items() if score.outcome == "ok"]
+        self._accuse([action for action in ran if self._is_drawn(action)], scores, sources, results)
+        for action in sorted(ran, key=lambda a: scores[a].reward, reverse=True):
+            if scores[action].outcome != DISHONEST:
+                if scores[action].reward <= self._best:
+                    return
+                if not self._is_drawn(action):
+                    self._accuse([action], scores, sources, results)
+                if scores[action].outcome != DISHONEST:
+                    self._best = scores[action].reward
+                    return
 
-    The validation rows are put in an order that only who has all labels can know: a program can compute the
-    halves itself, and in a table that is sorted by class a row's number tells its label.
-    """
-    train, val = halves(len(dataset.y), seed)
-    key = hashlib.sha256(dataset.y.tobytes() + seed.to_bytes(8, "little")).digest()
-    val = np.random.default_rng(np.frombuffer(key, np.uint32)).permutation(val)
-    y_train, y_val = dataset.y[train], dataset.y[val]
-    for half, labels in (("training", y_train), ("validation", y_val)):
-        if len(np.unique(labels)) < 2:
-            raise DatasetError(
-                f"data set {dataset.name}: the {half} half of split {seed} holds fewer than 2 classes; "
-                "use more rows, or a target whose classes are less rare"
-            )
-    return Split(seed, SplitArrays(dataset.x[train], y_train, dataset.x[val]), y_val, np.unique(y_train))
+    def _accuse(
+        self,
+        actions: list[str],
+        scores: dict[str, Score],
+        sources: Mapping[str, str],
+        results: Mapping[str, list[SplitResult]],
+    ) -> None:
+        chosen = {action: sources[action] for action in actions}
+        if chosen:
+            for action, what in self._auditor.audit(chosen, results).items():
+                scores[action] = failed(DISHONEST, f"dishonest: {what}", scores[action].wall_s)
 
-
-def check_proba(proba: np.ndarray, rows: int, classes: int, train_classes: int) -> str | None:
-    """What is wrong with predicted probabilities, in one line, or None.
-
-    Columns may be as many as the data set has classes, or as the training half has.
-    """
-    if proba.shape[0] != rows or proba.shape[1] not in (classes, train_classes):
-        return f"predict_proba returned shape {proba.shape}, expected ({rows}, {classes})"
-    if not np.isfinite(proba).all():
-        return "predict_proba returned NaN or infinite values"
-    if (proba < -ROW_SUM_TOLERANCE).any() or (np.abs(proba.sum(axis=1) - 1) > ROW_SUM_TOLERANCE).any():
-        return "predict_proba returned rows that are not probabilities summing to 1"
-    return None
-
-
-def spread_columns(proba: np.ndarray, train_classes: np.ndarray, classes: int) -> np.ndarray:
-    """[rows, classes]: columns of classes that the training half lacks are filled in with zeros."""
-    if proba.shape[1] == classes:
-        return proba
-    full = np.zeros((proba.shape[0], classes))
-    full[:, train_classes] = proba
-    return full
-
-
-def roc_auc(y_val: np.ndarray, proba: np.ndarray) -> float:
-    """ROC AUC; with several classes one-vs-one, the plain mean over pairs of classes that `y_val` holds.
-
-    Args:
-        y_val: [rows] int64, class indices.
-        proba: [rows, classes] float64, rows sum to 1.
-    """
-    classes = proba.shape[1]
-    if classes == 2:
-        return float(roc_auc_score(y_val, proba[:, 1]))
-    proba = proba / proba.sum(axis=1, keepdims=True)  # scikit-learn is stricter about the sum than we are
-    return float(roc_auc_score(y_val, proba, multi_class="ovo", labels=np.arange(classes)))
+    def _is_drawn(self, action: str) -> bool:
+        """True for a random share of all programs; which ones, only who has all labels can know."""
+        key = secret(self.dataset.y, 2**33).tobytes()
+        number = hashlib.sha256(key + action.encode("utf-8", "surrogatepass")).digest()[:8]
+        return int.from_bytes(number, "little") < self.audit_share * 2**64
 
 
 def failed(outcome: str, error: str, wall_s: float) -> Score:
@@ -219,5 +251,4 @@ def _one_line(failure: Failure, action: str, source: str) -> str:
     line = failure.line
     if line is not None and source != action:  # a bare body: the source has the signature before it
         line = max(1, line - 1)
-    kind = type(failure.kind, (Exception,), {})
-    return describe_error(kind(failure.message), line)
+    return describe_failure(failure.kind, failure.message, line)

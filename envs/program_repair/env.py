@@ -7,6 +7,7 @@ array that the box carries, one row a test, and are read as Python literals; not
 
 import ast
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,9 @@ import gymnasium
 import numpy as np
 
 from etpo.envs.program_repair.tasks import Task, load_tasks
-from etpo.envs.prompts import defines, describe_error, reflection_prompt
+from etpo.envs.prompts import defines, describe_failure, reflection_prompt
 from etpo.envs.sandbox import Sandbox, SplitArrays, refuse
-from etpo.envs.sandbox.result import Failure
+from etpo.envs.sandbox.result import Failure, SplitResult
 from etpo.envs.text_space import AnyText
 
 FAILURE_REWARD = -1.0
@@ -123,7 +124,9 @@ class ProgramRepair(gymnasium.Env[str, str]):
         self.prompt = first_prompt(self.tasks[0])
         self.attempts = 0
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         """Start an episode on a random task; returns (prompt, {"task": its name})."""
         super().reset(seed=seed)
         self._index = int(self.np_random.integers(len(self.tasks)))
@@ -189,26 +192,38 @@ def judge(task: Task, action: str, sandbox: Sandbox) -> Verdict:
     above = source.count("\n") - body.count("\n")  # the signature's line, before a bare body
     if (refused := refuse(source)) is not None:
         return _failed(refused[1], above, source, 0.0)
-    values = [arguments for arguments, _ in task.tests]
-    harness = _HARNESS % {"tests": repr(values), "columns": RESULT_BYTES, "name": task.name}
-    arrays = SplitArrays(np.zeros((2, 1)), np.arange(2), np.zeros((len(values), 1)))
-    try:
-        (result,) = sandbox.run([(source + harness, arrays, 0)])
-    finally:
-        arrays.close()
+    if (refused := refuse(source + harness_of(task, task.tests))) is not None:  # too long with the tests
+        return _failed(refused[1], above, source, 0.0)
+    result = _run(task, source, [arguments for arguments, _ in task.tests], sandbox)
     if result.failure is not None:
-        return _failed(result.failure, above, source, result.wall_s)
-    assert result.proba is not None
-    passed = [
-        _is_expected(row, expected) for row, (_, expected) in zip(result.proba, task.tests, strict=False)
-    ]
-    if len(result.proba) == len(task.tests) and all(passed):
+        # What the hidden tests' arguments led to could hold those: told is what the example leads to.
+        shown = _run(task, source, [task.example_arguments], sandbox) if result.outcome == "error" else result
+        failure = shown.failure or Failure("error", "it raises an exception on every hidden test")
+        return _failed(failure, above, source, result.wall_s)
+    if result.proba is None or result.proba.shape != (len(task.tests), RESULT_BYTES):
+        return _failed(Failure("error", "the results cannot be read"), above, source, result.wall_s)
+    passed = [_is_expected(row, test[1]) for row, test in zip(result.proba, task.tests, strict=True)]
+    if all(passed):
         return Verdict(1.0, len(passed), None, result.wall_s)
     failed_share = 1.0 - sum(passed) / len(task.tests)
     raised = sum(row[0] < 0 for row in result.proba)
     error = f"{sum(passed)} of {len(task.tests)} hidden tests pass"
     error += f", {raised} raise an exception" if raised else ""
     return Verdict(-failed_share, sum(passed), error, result.wall_s)
+
+
+def harness_of(task: Task, tests: Sequence[Any]) -> str:
+    """What runs behind the program: the function on the arguments of the tests."""
+    return _HARNESS % {"tests": repr(list(tests)), "columns": RESULT_BYTES, "name": task.name}
+
+
+def _run(task: Task, source: str, arguments: Sequence[Any], sandbox: Sandbox) -> SplitResult:
+    arrays = SplitArrays(np.zeros((2, 1)), np.arange(2), np.zeros((len(arguments), 1)))
+    try:
+        (result,) = sandbox.run([(source + harness_of(task, arguments), arrays, 0)])
+    finally:
+        arrays.close()
+    return result
 
 
 def body_of(action: str, task: Task) -> str:
@@ -225,8 +240,7 @@ def _failed(failure: Failure, above: int, source: str, wall_s: float) -> Verdict
     line = failure.line
     if line is not None:
         line = max(1, line - above) if line <= source.count("\n") + 1 else None
-    exception = type(failure.kind, (Exception,), {})(failure.message)
-    return Verdict(FAILURE_REWARD, 0, describe_error(exception, line), wall_s)
+    return Verdict(FAILURE_REWARD, 0, describe_failure(failure.kind, failure.message, line), wall_s)
 
 
 def _is_expected(row: np.ndarray, expected: Any) -> bool:

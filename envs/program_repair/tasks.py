@@ -37,6 +37,12 @@ class Task:
         """The line with `def`, its line end included."""
         return self.faulty.splitlines(keepends=True)[0]
 
+    @property
+    def example_arguments(self) -> tuple[Any, ...]:
+        """Those of the call that the prompt shows."""
+        call = self.example.rpartition(" == ")[0]
+        return tuple(ast.literal_eval(f"({call.removeprefix(self.name)[1:-1]},)"))
+
 
 @cache
 def load_tasks() -> tuple[Task, ...]:

@@ -1,39 +1,9 @@
 """Runs programs that nobody has read: one process for each split of each program, forked from a warm server.
 
-What the box promises, hostile tests for each (`tests/envs/test_sandbox.py`, `test_hostile.py`,
-`test_honest.py`; the programs are in `etpo.bench.sandbox.hostile`):
-
-- A program cannot take the trainer down, nor keep it waiting past the time limit.
-- Validation labels never leave the trainer. A child holds the arrays of its own split only, and nothing that
-  it sends is unpickled.
-- Limits on wall-clock, CPU, address space, file size, open files and processes; afterwards every process that
-  descends from the program is killed and its working folder deleted.
-- Started by root, each slot runs under a user id of its own, never shared, never `nobody`.
-- A program reads the interpreter and its packages, and no tables, data homes, home folders or other runs
-  (Landlock, and a mount namespace). It writes to its own folder only: 64 MiB, in memory, gone with it.
-- It opens no socket, starts no other program, and sees and signals no process but its own (seccomp; process
-  and network namespaces).
-- It leaves no word to a later split, and finds none: no files, processes or shared memory, no locks on files
-  that both can read, no watches on them, no time stamps. What runs at the same time has the same labels
-  (`Scorer` runs splits one after another).
-
+What the box promises and what it does not protect against: docs/sandbox.md, with the test of each promise.
 Each layer is put on where the kernel permits it; `Sandbox.layers` tells which are in force. `strict` refuses
-to run with fewer than all, `default` warns once, `off` keeps the limits only and has to be confirmed.
-
-What it does not protect against:
-
-- A hole in the kernel, or one in the processor that leaks memory between processes.
-- Without root or user namespaces (some containers): what the missing layers would have stopped. There, a
-  program has the trainer's user, sees that other processes exist, and fills the disk rather than its own
-  64 MiB; it has no shared memory, so that `multiprocessing` fails. A system that has neither Landlock nor
-  seccomp lets it do what the user may do.
-- Traces in the hardware and the kernel: which pages of a library are in the page cache or in the processor's
-  caches, how far the kernel's counters have come. Native code that times its reads could tell a later split
-  something that way. So could two runs of the trainer on one machine that hold the same table, at once.
-- The machine's memory and processors: limits hold for each process, and a program may have 64. Short of
-  memory, the kernel ends its processes first.
-- Tables that some other installed package brings along, or that a data set shares with what the model knows
-  by heart: what a program contains in its own text is its own.
+to run with fewer than all, `default` warns once and refuses where programs could reach files or the network,
+`off` keeps the limits only and has to be confirmed.
 """
 
 import ast
@@ -59,17 +29,18 @@ from etpo.envs.sandbox.modes import (
     LayerReport,
     SandboxError,
     ask_for_off,
+    check_default,
     check_strict,
     hidden_paths,
     warn_once,
 )
-from etpo.envs.sandbox.refusals import forbidden_search, refusal_message
 from etpo.envs.sandbox.result import Failure, SplitResult, result_of, sent_too_much
 
 SERVER_FILE = Path(__file__).parent / "box" / "start.py"
 PIPE_BYTES = 2**20
 MAX_COLUMNS = 1_000
 MAX_TIMEOUT_S = 86_400.0
+MAX_WORKERS = 256
 
 
 @dataclass
@@ -86,17 +57,14 @@ class _Job:
 
 
 def refuse(source: str) -> tuple[str, Failure] | None:
-    """What is known of a program without running it: (outcome, failure), or None where it may run.
-
-    Refused are searches over hyperparameters (see `program_rules`). Text that does not parse is an `error`.
-    """
+    """(`error`, why) of text that cannot be parsed and so need not be run; None of other text."""
     if len(source.encode("utf-8", "surrogatepass")) > wire.MAX_SOURCE_BYTES:
         return "error", Failure("SyntaxError", f"the program is longer than {wire.MAX_SOURCE_BYTES} bytes")
     try:
         source.encode()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(source)
+            ast.parse(source)
     except SyntaxError as error:
         return "error", Failure("SyntaxError", str(error.msg), error.lineno)
     except UnicodeEncodeError:
@@ -105,9 +73,6 @@ def refuse(source: str) -> tuple[str, Failure] | None:
         return "error", Failure(
             "SyntaxError", "the program cannot be parsed: null bytes or too deeply nested"
         )
-    if (search := forbidden_search(tree)) is not None:
-        what, line = search
-        return "refused", Failure("refused", refusal_message(what), line)
     return None
 
 
@@ -135,9 +100,9 @@ class Sandbox:
             raise ValueError(f"timeout_s must be above 0 and at most {MAX_TIMEOUT_S:g}, got {timeout_s}")
         if memory_mib <= 0:
             raise ValueError(f"memory_mib must be positive, got {memory_mib}")
-        workers = len(os.sched_getaffinity(0)) if workers is None else workers
-        if not 1 <= workers <= 256:
-            raise ValueError(f"workers must be 1 to 256, got {workers}")
+        workers = min(MAX_WORKERS, len(os.sched_getaffinity(0))) if workers is None else workers
+        if not 1 <= workers <= MAX_WORKERS:
+            raise ValueError(f"workers must be 1 to {MAX_WORKERS}, got {workers}")
         if mode == "off":
             ask_for_off()
         self.mode = mode
@@ -150,7 +115,7 @@ class Sandbox:
         self._by_fd: dict[int, _Job] = {}
         self._done: deque[tuple[int, SplitResult]] = deque()
         self._closed = False
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._layers: LayerReport | None = None
         self._start()
         if mode == "strict":
@@ -318,9 +283,20 @@ class Sandbox:
             self._poll.register(job.result_fd, select.POLLIN)
             header = wire.REQUEST.pack(job.number, job.seed, job.timeout_s)
             try:
+                self._take_reports_until_free()
                 socket.send_fds(self._control, [header + job.source], [job.arrays.fd, write_fd])
             finally:
                 os.close(write_fd)
+
+    def _take_reports_until_free(self) -> None:
+        """Read what the server reports while it takes no job: it may be waiting for us to read."""
+        both = select.poll()
+        both.register(self._control, select.POLLIN | select.POLLOUT)
+        while not (event := both.poll()[0][1]) & select.POLLOUT:
+            if event & select.POLLIN:
+                self._take_report()
+            elif event & (select.POLLHUP | select.POLLERR):
+                raise ConnectionError
 
     def _receive(self) -> None:
         """Wait for the server or a child to say something, and take it in."""
@@ -329,22 +305,26 @@ class Sandbox:
                 if fd in self._by_fd:
                     self._read_some(self._by_fd[fd])
                 continue
-            report = self._control.recv(wire.MAX_REPORT_BYTES)
-            if not report:
-                raise ConnectionError
-            number, how, value, wall_s = wire.REPORT.unpack_from(report)
-            if number == wire.READY:
-                self._take_layers(LayerReport(**json.loads(report[wire.REPORT.size :])))
+            self._take_report()
+
+    def _take_report(self) -> None:
+        """Read one report of the server: that it is ready, or what came of a job."""
+        report = self._control.recv(wire.MAX_REPORT_BYTES)
+        if not report:
+            raise ConnectionError
+        number, how, value, wall_s = wire.REPORT.unpack_from(report)
+        if number == wire.READY:
+            self._take_layers(LayerReport(**json.loads(report[wire.REPORT.size :])))
+        else:
+            job = self._sent.pop(number)
+            while self._read_some(job):
+                pass
+            self._hang_up(job)
+            if job.overflowed and how != wire.TIMED_OUT:
+                result = sent_too_much(wall_s)
             else:
-                job = self._sent.pop(number)
-                while self._read_some(job):
-                    pass
-                self._hang_up(job)
-                if job.overflowed and how != wire.TIMED_OUT:
-                    result = sent_too_much(wall_s)
-                else:
-                    result = result_of(bytes(job.received), how, value, wall_s, job.timeout_s)
-                self._done.append((number, result))
+                result = result_of(bytes(job.received), how, value, wall_s, job.timeout_s)
+            self._done.append((number, result))
 
     def _take_layers(self, report: LayerReport) -> None:
         """The server is ready, and has told its layers."""
@@ -353,6 +333,7 @@ class Sandbox:
         if self.mode == "strict":
             check_strict(report)
         elif self.mode == "default":
+            check_default(report)
             warn_once(report)
 
     def _read_some(self, job: _Job) -> bool:

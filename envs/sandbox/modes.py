@@ -6,8 +6,11 @@ import warnings
 from dataclasses import dataclass
 
 from etpo import EtpoError
+from etpo.envs.sandbox.box import wire
 
 MODES = ("strict", "default", "off")
+# `default` needs one of each: what keeps programs from files, and what from the network and the kernel.
+NEEDED = ((wire.LANDLOCK, wire.MOUNT_NAMESPACE), (wire.NETWORK_NAMESPACE, wire.SECCOMP))
 CONSENT_VARIABLE, CONSENT = "ETPO_SANDBOX_OFF", "yes-i-read-the-program"
 
 
@@ -37,7 +40,19 @@ def hidden_paths() -> list[str]:
 def check_strict(report: LayerReport) -> None:
     """SandboxError, in one line, where any layer is missing."""
     if report.missing:
-        raise SandboxError(f"--sandbox strict needs all layers; not in force: {_listed(report)}")
+        raise SandboxError(f"--sandbox strict needs all layers; not in force: {_listed(report.missing)}")
+
+
+def check_default(report: LayerReport) -> None:
+    """SandboxError, in one line, where nothing keeps programs from files, or nothing from the network."""
+    lacking = [names for names in NEEDED if not set(names) & set(report.in_force)]
+    if lacking:
+        needed = " and ".join(" or ".join(names) for names in lacking)
+        reasons = _listed({name: report.missing.get(name, "") for names in lacking for name in names})
+        raise SandboxError(
+            f"--sandbox default needs {needed}, got none of them ({reasons}); use a kernel or a container "
+            "that permits one, or --sandbox off (no protection: it asks for your consent)"
+        )
 
 
 def warn_once(report: LayerReport) -> None:
@@ -46,7 +61,7 @@ def warn_once(report: LayerReport) -> None:
     if report.missing and not _has_warned:
         _has_warned = True
         warnings.warn(
-            f"programs run without these layers of the sandbox: {_listed(report)} "
+            f"programs run without these layers of the sandbox: {_listed(report.missing)} "
             "(`etpo doctor` lists them all; --sandbox strict refuses to run so)",
             SandboxWarning,
             stacklevel=2,
@@ -56,8 +71,8 @@ def warn_once(report: LayerReport) -> None:
 _has_warned = False
 
 
-def _listed(report: LayerReport) -> str:
-    return ", ".join(f"{name} ({reason})" for name, reason in report.missing.items())
+def _listed(missing: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({reason})" for name, reason in missing.items())
 
 
 def ask_for_off() -> None:

@@ -9,6 +9,8 @@ import numpy as np
 
 from etpo.envs.sandbox.box import wire
 
+MAX_PRECISION = 2.0**-10  # of float16
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -29,6 +31,7 @@ class SplitResult:
         failure: what went wrong, None for `ok`.
         stdout: the first characters of what the program printed.
         wall_s: seconds from the fork to the end of the process.
+        precision: spacing at 1 of the numbers that the program returned: of float16, 0.001.
     """
 
     outcome: str
@@ -36,6 +39,7 @@ class SplitResult:
     failure: Failure | None
     stdout: str
     wall_s: float
+    precision: float = 0.0
 
 
 def result_of(received: bytes, how: int, value: int, wall_s: float, timeout_s: float) -> SplitResult:
@@ -57,8 +61,13 @@ def result_of(received: bytes, how: int, value: int, wall_s: float, timeout_s: f
         return SplitResult("timeout", None, failure, "", wall_s)
     if how == wire.EXITED and value == wire.EXIT_NO_MEMORY:
         return SplitResult("memory", None, _no_memory(), "", wall_s)
-    ended = f"exit code {value}" if how == wire.EXITED else f"signal {value}"
-    failure = Failure("crashed", f"the process ended with {ended} before the model was returned")
+    if how == wire.OUT_OF_MEMORY:
+        return SplitResult("memory", None, _no_memory(), "", wall_s)
+    if how == wire.TOO_MANY_PROCESSES:
+        ended = "started more processes than it may"
+    else:  # which code or signal is the program's choice, and so would be a message of its own
+        ended = "ended" if how == wire.EXITED else "was killed by a signal"
+    failure = Failure("crashed", f"the process {ended} before the model was returned")
     return SplitResult("crashed", None, failure, "", wall_s)
 
 
@@ -76,7 +85,7 @@ def _read_frame(frame: bytes, wall_s: float) -> SplitResult | None:
     """Parse what a child sent; None where it is no frame. Nothing in it is trusted."""
     if len(frame) < wire.FRAME.size:
         return None
-    magic, outcome, line, rows, columns, *sizes = wire.FRAME.unpack_from(frame)
+    magic, outcome, line, precision, rows, columns, *sizes = wire.FRAME.unpack_from(frame)
     array_bytes = 8 * rows * columns
     if magic != wire.MAGIC or len(frame) != wire.FRAME.size + array_bytes + sum(sizes):
         return None
@@ -85,7 +94,7 @@ def _read_frame(frame: bytes, wall_s: float) -> SplitResult | None:
     kind, message, stdout = (frame[start:end].decode("utf-8", "replace") for start, end in pairwise(ends))
     if outcome == wire.OK:
         proba = np.frombuffer(frame, np.float64, rows * columns, wire.FRAME.size).reshape(rows, columns)
-        return SplitResult("ok", proba, None, stdout, wall_s)
+        return SplitResult("ok", proba, None, stdout, wall_s, min(max(precision, 0.0), MAX_PRECISION))
     if outcome == wire.MEMORY:
         return SplitResult("memory", None, _no_memory(), stdout, wall_s)
     if outcome not in (wire.ERROR, wire.REFUSED, wire.INVALID_OUTPUT):

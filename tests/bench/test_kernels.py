@@ -317,7 +317,8 @@ def test_compile_only_prints_the_table_of_the_compiler(monkeypatch):
 
 
 def test_the_sandbox_command_prints_json(monkeypatch):
-    monkeypatch.setattr("etpo.bench.sandbox.measure", lambda workers, seconds: {"workers": workers})
+    measure = "etpo.bench.sandbox.throughput.measure"
+    monkeypatch.setattr(measure, lambda workers, seconds: {"workers": workers})
     result = CliRunner().invoke(main, ["bench", "sandbox", "--workers", "2"])
     assert json.loads(result.stdout) == {"workers": 2}
 

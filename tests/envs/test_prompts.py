@@ -49,7 +49,10 @@ def test_an_error_is_one_short_line():
     line = describe_error(error, 3)
     assert line.startswith("line 3: ValueError: first second xxx")
     assert line.endswith("x…")
-    assert len(line) == len("line 3: ValueError: ") + 160
+    assert len(line) == len("line 3: ") + 160, "the exception's name counts"
+    assert describe_error(type("N" * 500, (Exception,), {})(), None) == "N" * 159 + "…"
+    hidden = describe_error(ValueError("\x1b[2Ja\x00\u200bb\u202e\tc"), None)
+    assert hidden == "ValueError: [2Jab c"
     assert describe_error(KeyError(), None) == "KeyError"
 
 

@@ -1,65 +1,29 @@
-"""What one sandbox process does after the fork: give up its rights, run the program, write the result.
+"""What one sandbox process does once it is confined: run the program, write the result.
 
-Loaded by the server by path; imports nothing of etpo. See `sandbox.py` for what the box promises.
+Imported by the server before the libraries, which are loaded later (see `warm`); imports nothing of etpo.
 """
 
-import contextlib
+from __future__ import annotations
+
 import io
 import os
 import random
-import resource
-import signal
 import sys
-import tempfile
 import traceback
+import types
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-import joblib
-import numpy as np
+from typing import TYPE_CHECKING
 
 from . import syscalls as kernel
 from . import wire
-from .files import HOME, SHARED_MEMORY
-from .seccomp import seccomp_filter
+from .confine import DATA_FD, RESULT_FD
+from .stand_ins import SearchRefused
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PROGRAM_NAME = "<program>"
-DATA_FD, RESULT_FD, RULESET_FD, FIRST_FREE_FD = 3, 4, 5, 6
-MAX_FILE_BYTES = 16 * 2**20
-MAX_OPEN_FILES = 64
-
-
-@dataclass(frozen=True)
-class Box:
-    """What is put around one child. None stands for a layer that this machine does not permit.
-
-    Attributes:
-        folder: the child's own folder; in a room it is `files.HOME`.
-        uid: the user to become; None: the child keeps the server's.
-        room: the pidfd of the init whose mount namespace is to be entered.
-        ruleset: descriptor of the Landlock rules.
-        filter: the seccomp filter, as packed instructions.
-        signals_to_self_only: let the seccomp filter refuse signals to other processes, too.
-    """
-
-    timeout_s: float
-    address_space_bytes: int
-    processes: int
-    folder: str
-    uid: int | None = None
-    room: int | None = None
-    ruleset: int | None = None
-    filter: bytes | None = None
-    signals_to_self_only: bool = False
-
-
-class LayerError(Exception):
-    """A layer could not be put on. Arguments: its name, and the reason in words."""
-
-
-class SearchRefused(Exception):
-    """Raised by the `fit` of a search estimator that was reached past the syntax check."""
+MODULE_NAME = "program"
 
 
 class _Invalid(Exception):
@@ -86,105 +50,29 @@ class _CutText(io.TextIOBase):
         return "".join(self._parts)
 
 
-def enter(data_fd: int, result_fd: int, box: Box, server_pid: int) -> None:
-    """Turn a fresh fork of the server into a confined process. LayerError names what did not work."""
-    os.setsid()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
-    if box.room is not None:
-        with _layer(wire.MOUNT_NAMESPACE):
-            kernel.setns(box.room, kernel.CLONE_NEWNS)
-    with _layer(wire.LIMITS):
-        _keep_descriptors(data_fd, result_fd, box.ruleset)
-        _limit(box)
-        _move_in(box)
-    if box.uid is not None:
-        with _layer(wire.OWN_USER):
-            os.setgroups([])
-            os.setresgid(box.uid, box.uid, box.uid)
-            os.setresuid(box.uid, box.uid, box.uid)
-    with _layer(wire.NO_NEW_PRIVILEGES):
-        kernel.drop_capabilities()
-        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != (server_pid if box.room is None else 0):  # 0: a parent outside the room
-            os._exit(1)
-    if box.ruleset is not None:
-        with _layer(wire.LANDLOCK):
-            kernel.landlock_restrict(RULESET_FD)
-            os.close(RULESET_FD)
-    if box.filter is not None:
-        with _layer(wire.SECCOMP):
-            only = os.getpid() if box.signals_to_self_only else None
-            program = box.filter if only is None else seccomp_filter(os.uname().machine, only)
-            kernel.install_filter(program)
-
-
-@contextlib.contextmanager
-def _layer(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise LayerError(name, getattr(error, "strerror", None) or str(error)) from error
-
-
-def _limit(box: Box) -> None:
-    cpu_s = int(box.timeout_s) + 2  # one second before the hard limit comes SIGXCPU, which says what it is
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
-    for what, value in (
-        (resource.RLIMIT_AS, box.address_space_bytes),
-        (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
-        (resource.RLIMIT_NPROC, box.processes),
-        (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(what)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(what, (value, value))
-
-
-def _move_in(box: Box) -> None:
-    """Make the own folder the working folder, and the place for temporary files."""
-    os.umask(0o077)
-    if box.room is not None and box.uid is not None:
-        for folder in (HOME, SHARED_MEMORY):
-            os.chown(folder, box.uid, box.uid)
-    os.chdir(box.folder)
-    for name in ("HOME", "TMPDIR", "SCIKIT_LEARN_DATA"):
-        os.environ[name] = box.folder
-    tempfile.tempdir = None
-
-
-def _keep_descriptors(data_fd: int, result_fd: int, ruleset_fd: int | None) -> None:
-    """Leave /dev/null as 0, 1, 2 and the given descriptors as 3, 4 and 5; close all others."""
-    null = os.open(os.devnull, os.O_RDWR)
-    given = [data_fd, result_fd, *([] if ruleset_fd is None else [ruleset_fd])]
-    high = 1 + max(null, FIRST_FREE_FD, *given)
-    for i, fd in enumerate(given):
-        os.dup2(fd, high + i)
-    for target in (0, 1, 2):
-        os.dup2(null, target)
-    for i in range(len(given)):
-        os.dup2(high + i, DATA_FD + i, inheritable=False)
-    os.closerange(DATA_FD + len(given), os.sysconf("SC_OPEN_MAX"))
-
-
 def read_arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x_train [n_train, features] float64, y_train [n_train] int64, x_val [n_val, features] float64."""
-    size = os.fstat(DATA_FD).st_size
+    import numpy as np
+
     # pread: the descriptor's offset is shared with the children that read the same split.
-    buffer = bytearray(os.pread(DATA_FD, size, 0))
-    os.close(DATA_FD)
-    n_train, n_val, features = wire.ARRAYS.unpack_from(buffer)
+    n_train, n_val, features = wire.ARRAYS.unpack(os.pread(DATA_FD, wire.ARRAYS.size, 0))
     start = wire.ARRAYS.size
-    x_train = np.frombuffer(buffer, np.float64, n_train * features, start).reshape(n_train, features)
-    start += x_train.nbytes
-    y_train = np.frombuffer(buffer, np.int64, n_train, start)
-    start += y_train.nbytes
-    x_val = np.frombuffer(buffer, np.float64, n_val * features, start).reshape(n_val, features)
-    return x_train, y_train, x_val
+
+    def next_array(dtype: type, *shape: int) -> np.ndarray:
+        """An array in memory of its own: what is around the training half is not the validation half."""
+        nonlocal start
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        buffer = bytearray(os.pread(DATA_FD, size, start))
+        start += size
+        return np.frombuffer(buffer, dtype).reshape(shape)
+
+    arrays = (
+        next_array(np.float64, n_train, features),
+        next_array(np.int64, n_train),
+        next_array(np.float64, n_val, features),
+    )
+    os.close(DATA_FD)
+    return arrays
 
 
 def run(source: str, seed: int) -> None:
@@ -210,9 +98,11 @@ def run(source: str, seed: int) -> None:
 
 
 def _outcome(source: str, seed: int, out: _CutText) -> bytes:
+    import numpy as np
+
     empty = np.empty((0, 0))
     try:
-        proba = _probabilities(source, seed)
+        proba, precision = _probabilities(source, seed)
     except MemoryError:
         return _frame(wire.MEMORY, empty, out)
     except SearchRefused as refused:
@@ -222,15 +112,22 @@ def _outcome(source: str, seed: int, out: _CutText) -> bytes:
     except BaseException as exception:  # SystemExit and KeyboardInterrupt are the program's own doing here
         kind, message = type(exception).__name__, _message(exception)
         return _frame(wire.ERROR, empty, out, kind, message, _program_line(exception))
-    return _frame(wire.OK, proba, out)
+    return _frame(wire.OK, proba, out, precision=precision)
 
 
-def _probabilities(source: str, seed: int) -> np.ndarray:
+def _probabilities(source: str, seed: int) -> tuple[np.ndarray, float]:
+    """The probabilities as float64, and the precision (the spacing at 1) of the numbers that came."""
+    import joblib
+    import numpy as np
+
     x_train, y_train, x_val = read_arrays()
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - what random_state=None in scikit-learn reads
     warnings.simplefilter("ignore")
-    space: dict = {"__name__": "program"}
+    # As an import would do it: dataclasses, pickle and sys.modules[__name__] look the module up.
+    module = types.ModuleType(MODULE_NAME)
+    sys.modules[MODULE_NAME] = module
+    space = module.__dict__
     # Sequential: a worker process could not import anything after the user change, and costs more than a fit.
     with joblib.parallel_config(backend="sequential"), np.errstate(all="ignore"):
         exec(compile(source, PROGRAM_NAME, "exec", dont_inherit=True), space)
@@ -248,11 +145,25 @@ def _probabilities(source: str, seed: int) -> np.ndarray:
         raise _Invalid("predict_proba did not return an array of numbers") from error
     if proba.ndim != 2:
         raise _Invalid(f"predict_proba returned {proba.ndim} dimensions, expected 2 (rows, classes)")
-    return proba
+    return proba, _precision(returned)
+
+
+def _precision(returned: object) -> float:
+    import numpy as np
+
+    dtype = getattr(returned, "dtype", None)
+    is_float = isinstance(dtype, np.dtype) and dtype.kind == "f"
+    return float(np.finfo(dtype).eps) if is_float else float(np.finfo(np.float64).eps)
 
 
 def _frame(
-    outcome: int, proba: np.ndarray, out: _CutText, kind: str = "", message: str = "", line: int = 0
+    outcome: int,
+    proba: np.ndarray,
+    out: _CutText,
+    kind: str = "",
+    message: str = "",
+    line: int = 0,
+    precision: float = 0.0,
 ) -> bytes:
     texts = [
         text.encode("utf-8", "replace")[:limit]
@@ -263,7 +174,7 @@ def _frame(
         )
     ]
     sizes = (*proba.shape, *(len(text) for text in texts))
-    return wire.FRAME.pack(wire.MAGIC, outcome, line, *sizes) + proba.tobytes() + b"".join(texts)
+    return wire.FRAME.pack(wire.MAGIC, outcome, line, precision, *sizes) + proba.tobytes() + b"".join(texts)
 
 
 def _message(exception: BaseException) -> str:

@@ -8,10 +8,11 @@ import os
 from collections.abc import Iterable
 
 from . import files as view
-from . import rooms, seccomp, wire
+from . import readable, rooms, seccomp, wire
 from . import syscalls as kernel
 
 SCOPED_SIGNALS_SINCE = 6  # version of Landlock
+USER_NAMESPACE = "user, process and mount namespaces"
 
 
 class Layers:
@@ -45,7 +46,7 @@ class Layers:
         if not enforce:
             self.missing = {name: "switched off" for name in wire.LAYERS if name not in self.in_force}
             return
-        files = view.readable(hidden)
+        files = readable.readable(hidden)
         self._paths = files.visible()
         self._take_user()
         self._take_namespaces(files, folder)
@@ -80,6 +81,9 @@ class Layers:
         for layer in lost if name in lost else (name,):
             self.in_force.pop(layer, None)
             self.missing[layer] = reason
+        if name in lost and self.in_force.get(wire.OWN_USER, "").startswith(USER_NAMESPACE):
+            self.missing[wire.OWN_USER] = "only root may change users"
+            del self.in_force[wire.OWN_USER]
         if name in lost and self.rooms is not None:
             self.rooms.close()
             self.rooms = None
@@ -106,10 +110,10 @@ class Layers:
         else:
             self.in_force[wire.OWN_USER] = f"one a process, from {self.uid}"
 
-    def _take_namespaces(self, files: view.Readable, folder: str) -> None:
+    def _take_namespaces(self, files: readable.Readable, folder: str) -> None:
         both = (wire.PROCESS_NAMESPACE, wire.MOUNT_NAMESPACE)
         try:
-            if os.geteuid() != 0:
+            if not is_root():
                 uid, gid = os.geteuid(), os.getegid()
                 kernel.unshare(kernel.CLONE_NEWUSER)
                 kernel.map_own_ids(uid, gid)
@@ -126,13 +130,18 @@ class Layers:
                 self.missing[name] = _reason(error)
             return
         self.in_force[wire.PROCESS_NAMESPACE] = "one a process, with an init"
-        self.in_force[wire.MOUNT_NAMESPACE] = f"the interpreter, {view.PRIVATE_MIB} MiB of its own"
+        if self.uid is None and not is_root():
+            del self.missing[wire.OWN_USER]
+            self.in_force[wire.OWN_USER] = f"{USER_NAMESPACE} in its place"
+        self.in_force[wire.MOUNT_NAMESPACE] = f"the interpreter in memory, {view.PRIVATE_MIB} MiB of its own"
 
     def _take_landlock(self) -> None:
         try:
             self._abi = kernel.landlock_abi()
             if self.rooms is not None:
-                self._ruleset = view.landlock_rules(self._abi, self._paths, self.rooms.writable)
+                self._ruleset = view.landlock_rules(
+                    self._abi, self._paths, self.rooms.writable, self.rooms.root
+                )
         except OSError as error:
             self._abi = 0
             self.missing[wire.LANDLOCK] = _reason(error)
@@ -148,12 +157,17 @@ class Layers:
             self.in_force[wire.SECCOMP] = f"{len(self.filter) // 8} instructions"
 
 
+def is_root() -> bool:
+    """True where this process may change users, and needs no user namespace for the others."""
+    return os.geteuid() == 0
+
+
 def first_uid() -> int | None:
     """First of this server's user ids, one a slot; None where the server may not change its user.
 
     Derived from the process id, so that two servers on one machine share none.
     """
-    if os.geteuid() != 0:
+    if not is_root():
         return None
     mapped = 0
     with contextlib.suppress(FileNotFoundError), open("/proc/self/uid_map") as file:

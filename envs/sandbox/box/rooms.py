@@ -16,6 +16,7 @@ import threading
 
 from . import files as view
 from . import syscalls as kernel
+from .readable import Readable
 
 DEATH_LIMIT_MS = 10_000
 _MAX_REASON_BYTES = 512
@@ -38,7 +39,8 @@ class Room:
 
 
 class Rooms:
-    """The server's end of the porter. `writable` is a descriptor of what lies above each room's own files.
+    """The server's end of the porter. `root` and `writable` are descriptors of the view, and of what lies
+    above each room's own files.
 
     Args:
         files: what programs may read.
@@ -48,10 +50,10 @@ class Rooms:
         OSError: the kernel does not permit such namespaces, or one of the steps failed.
     """
 
-    def __init__(self, files: view.Readable, folder: str) -> None:
+    def __init__(self, files: Readable, folder: str) -> None:
         assert threading.active_count() == 1
         self._own_ns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        self.writable = -1
+        self.root = self.writable = self._view = -1
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
@@ -62,7 +64,7 @@ class Rooms:
                 os._exit(1)
         theirs.close()
         try:
-            self.writable = self._receive(1)[0]
+            self.root, self.writable, self._view = self._receive(3)
         except OSError:
             self.close()
             raise
@@ -76,6 +78,10 @@ class Rooms:
         """Let the processes that are forked from now on be in the room's process namespace."""
         kernel.setns(room.pidfd, kernel.CLONE_NEWPID)
 
+    def enter_view(self) -> None:
+        """See from now on what programs see, so that the libraries are loaded from the copies in memory."""
+        kernel.setns(self._view, kernel.CLONE_NEWNS)
+
     def leave(self) -> None:
         """Let the next forks be in the server's own process namespace again, where that is permitted.
 
@@ -87,7 +93,7 @@ class Rooms:
     def close(self) -> None:
         """End the porter; with it all rooms end."""
         self._socket.close()
-        kernel.close_all(fd for fd in (self._own_ns, self.writable) if fd >= 0)
+        kernel.close_all(fd for fd in (self._own_ns, self.root, self.writable, self._view) if fd >= 0)
         os.waitpid(self.pid, 0)
 
     def _receive(self, count: int) -> list[int]:
@@ -106,18 +112,19 @@ def _keep_only(kept: int) -> None:
                 os.close(int(fd))
 
 
-def _work_as_porter(server: socket.socket, files: view.Readable, folder: str) -> None:
+def _work_as_porter(server: socket.socket, files: Readable, folder: str) -> None:
     """Make rooms until the server hangs up."""
     kernel.prctl(kernel.PR_SET_NAME, b"etpo-rooms")
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for an init: the kernel reaps it
     try:
         kernel.unshare(kernel.CLONE_NEWNS)
+        namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         view.build_root(files, folder)
-        writable = os.open(view.WRITABLE, os.O_PATH | os.O_CLOEXEC)
+        root, writable = (os.open(path, os.O_PATH | os.O_CLOEXEC) for path in ("/", view.WRITABLE))
         next_room = _make_room()
-        socket.send_fds(server, [b"writable"], [writable])
-        os.close(writable)
+        socket.send_fds(server, [b"view"], [root, writable, namespace])
+        kernel.close_all((root, writable, namespace))
         while server.recv(16):
             socket.send_fds(server, [b"room"], [next_room])
             os.close(next_room)

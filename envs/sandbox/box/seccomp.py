@@ -8,7 +8,8 @@ than this table does not exist for the program (ENOSYS), so that a new kernel op
 A later split, or one of another trainer on this machine, reads the same library files: locks on them,
 watches, futexes in their memory and the state of their cache would carry labels from one to the other. So
 would counts of the whole machine. These calls are refused, too, and those that change a file's mode, owner or
-time stamps, which Landlock does not guard.
+time stamps, which Landlock does not guard. Numbers that count up for the whole machine do the same: those of
+pipes, memory files and process descriptors can be read off a descriptor, so none can be made.
 """
 
 import errno
@@ -50,6 +51,10 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
     "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
     "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    # Inode numbers of memory files and pipes come from counters of the whole machine; so do the calls of AIO.
+    "memfd_create": (319, 279), "memfd_secret": (447, 447), "pipe": (22, None), "pipe2": (293, 59),
+    "io_setup": (206, 0), "io_destroy": (207, 1), "io_submit": (209, 2), "io_cancel": (210, 3),
+    "io_getevents": (208, 4), "io_pgetevents": (333, 292),
     "sync": (162, 81), "syncfs": (306, 267), "splice": (275, 76), "tee": (276, 77), "vmsplice": (278, 75),
 }  # fmt: skip
 CLONE, CLONE3, IOCTL, PRLIMIT64 = (56, 220), (435, 435), (16, 29), (302, 261)
@@ -63,8 +68,9 @@ LAST_KNOWN = 451
 AUDIT_ARCH = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
 
 # New namespaces; and a process that would be the server's child, not the program's, and so never reaped.
-CLONE_NEW_ANY, CLONE_PARENT = 0x7E02_0000, 0x8000
-TIOCSTI, TIOCLINUX = 0x5412, 0x541C  # typing into a terminal
+CLONE_NEW_ANY, CLONE_PARENT, CLONE_PIDFD = 0x7E02_0000, 0x8000, 0x1000
+# The only ioctls: is it a terminal, how wide, bytes waiting, close-on-exec, non-blocking.
+IOCTLS = (0x5401, 0x5413, 0x541B, 0x5450, 0x5451, 0x5421)
 LOCKS, LEASES_AND_WATCHES = (5, 6, 7, 36, 37, 38), (1024, 1025, 1026)
 FUTEX_PRIVATE = 128
 
@@ -89,6 +95,12 @@ def _fail_where(index: int, values: tuple[int, ...]) -> bytes:
     """Refuse the call where the argument is one of the values, else allow it."""
     jumps = [_instruction(_EQUAL, value, len(values) - i, 0) for i, value in enumerate(values)]
     return b"".join((_load_argument(index), *jumps, _instruction(_RETURN, _ALLOW), _fail(errno.EPERM)))
+
+
+def _allow_only(index: int, values: tuple[int, ...]) -> bytes:
+    """Allow the call where the argument is one of the values, else refuse it."""
+    jumps = [_instruction(_EQUAL, value, len(values) - i, 0) for i, value in enumerate(values)]
+    return b"".join((_load_argument(index), *jumps, _fail(errno.ENOTTY), _instruction(_RETURN, _ALLOW)))
 
 
 def seccomp_filter(machine: str, only_pid: int | None = None) -> bytes:
@@ -123,7 +135,7 @@ def seccomp_filter(machine: str, only_pid: int | None = None) -> bytes:
         on(
             CLONE[column],
             _load_argument(0),
-            _instruction(_SET, CLONE_NEW_ANY | CLONE_PARENT, 0, 1),
+            _instruction(_SET, CLONE_NEW_ANY | CLONE_PARENT | CLONE_PIDFD, 0, 1),
             _fail(errno.EPERM),
             allow,
         ),
@@ -136,7 +148,7 @@ def seccomp_filter(machine: str, only_pid: int | None = None) -> bytes:
             allow,
         ),
         on(FCNTL[column], _fail_where(1, LOCKS + LEASES_AND_WATCHES)),
-        on(IOCTL[column], _fail_where(1, (TIOCSTI, TIOCLINUX))),
+        on(IOCTL[column], _allow_only(1, IOCTLS)),
         on(PRLIMIT64[column], _load_argument(0), _instruction(_EQUAL, 0, 1, 0), _fail(errno.EPERM), allow),
     ]
     if only_pid is not None:

@@ -17,47 +17,49 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import child, rooms, wire
+from . import child, confine, rooms, wire
 from . import syscalls as kernel
 from .files import HOME
 from .layers import Layers
+from .proc import list_proc, open_proc
+from .usage import own_bytes, pid_of, usage_below
+from .warm import warm_up
 
 OWN_PROCESSES = 64  # that one program may have at once, threads included
 STRAY_LIMIT_S = 5.0
+LOOK_EVERY_S = 0.25  # at what the processes of a program take together
 
 
 @dataclass
 class Running:
-    """One forked split: its job number, its slot (which gives its user), where it is, its start and limit."""
+    """One forked split.
+
+    Attributes:
+        job: its number. slot: gives its user. folder, room: where it is.
+        started: when, monotonic. timeout_s: processor seconds that it may use.
+        deadline: when it has used up the wall-clock time, too. look_at: when to look at what it takes.
+        ended: how it was ended by the server, None where it was not.
+    """
 
     job: int
     slot: int
     folder: str
     room: rooms.Room | None
     started: float
+    timeout_s: float
     deadline: float
-    timed_out: bool = False
-
-
-def refuse_search_estimators(refusal: type[Exception]) -> None:
-    """Make `fit` of GridSearchCV and its like raise, for programs that reach them past the syntax check."""
-    from sklearn.model_selection import _search, _search_successive_halving
-
-    def fit(self, *args, **kwargs):
-        raise refusal(f"{type(self).__name__} is not allowed; choose the hyperparameters and fit one model")
-
-    _search.BaseSearchCV.fit = fit
-    _search_successive_halving.BaseSuccessiveHalving.fit = fit
+    look_at: float
+    ended: int | None = None
 
 
 def children_of_this_process() -> set[int]:
     try:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        with open_proc(f"self/task/{os.getpid()}/children") as file:
             return {int(pid) for pid in file.read().split()}
     except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
         found = set()
-        for entry in os.listdir("/proc"):
-            with contextlib.suppress(OSError, ValueError), open(f"/proc/{int(entry)}/stat") as file:
+        for entry in list_proc():
+            with contextlib.suppress(OSError, ValueError), open_proc(f"{int(entry)}/stat") as file:
                 if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
                     found.add(int(entry))
         return found
@@ -66,18 +68,38 @@ def children_of_this_process() -> set[int]:
 class Server:
     """Forks, watches, kills and reaps. One thread; everything happens in `serve`."""
 
-    def __init__(
-        self, control: socket.socket, folder: str, workers: int, memory_mib: int, layers: "Layers"
-    ) -> None:
-        self.control = control
+    def __init__(self, control_fd: int, folder: str, workers: int, memory_mib: int, layers: Layers) -> None:
+        self.control = socket.socket(fileno=control_fd)
         self.folder = folder
         self.layers = layers
         self.workers = workers
         self.free_slots = list(range(workers))
         self.running: dict[int, Running] = {}
-        with open("/proc/self/statm") as file:
-            own_bytes = int(file.read().split()[0]) * resource.getpagesize()
-        self.address_space_bytes = own_bytes + memory_mib * 2**20
+        self._parent = -1
+        self.memory_bytes = memory_mib * 2**20
+        self._measure()
+
+    def _measure(self) -> None:
+        """How much of a child's memory comes from this process."""
+        with open_proc("self/statm") as file:
+            mapped_bytes = int(file.read().split()[0]) * resource.getpagesize()
+        self.address_space_bytes = mapped_bytes + self.memory_bytes
+        self.shared_bytes = own_bytes("self")
+
+    def rehearse(self) -> None:
+        """Confine children that run nothing until one goes well, doing without what cannot be had."""
+        while (problem := self._rehearse()) is not None:
+            if not self.layers.drop(*problem):
+                sys.exit(f"a child cannot be confined: {problem[0]}: {problem[1]}")
+
+    def warm_up(self) -> None:
+        """Load the libraries, where possible from what programs see."""
+        if self.layers.rooms is not None:
+            # The server's own folder is out of sight then, and stays empty; its parent is kept for the end.
+            self._parent = os.open(os.path.dirname(self.folder), os.O_PATH | os.O_CLOEXEC)
+            self.layers.rooms.enter_view()
+        warm_up()
+        self._measure()
 
     def _processes(self) -> int:
         """The limit counts every process of the user: where users are not changed, those that run already."""
@@ -92,9 +114,6 @@ class Server:
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        while (problem := self._rehearse()) is not None:
-            if not self.layers.drop(*problem):
-                sys.exit(f"a child cannot be confined: {problem[0]}: {problem[1]}")
         layers = json.dumps({"in_force": self.layers.in_force, "missing": self.layers.missing}).encode()
         self.control.send(wire.REPORT.pack(wire.READY, wire.EXITED, 0, 0.0) + layers)
         poll = select.poll()
@@ -110,7 +129,7 @@ class Server:
                     return
                 else:
                     self._accept()
-            self._kill_late()
+            self._look()
             for pid in list(self.running):
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                     self._finish(pid)
@@ -147,13 +166,16 @@ class Server:
         self.running.clear()
         self.layers.close()
         self._kill_strays(0)
-        _remove_folder(self.folder)
+        if self._parent >= 0:
+            os.rmdir(os.path.basename(self.folder), dir_fd=self._parent)
+        else:
+            _remove_folder(self.folder)
 
     def _poll_ms(self) -> int | None:
-        deadlines = [run.deadline for run in self.running.values() if not run.timed_out]
-        if not deadlines:
+        times = [run.look_at for run in self.running.values() if run.ended is None]
+        if not times:
             return None
-        return max(0, int(1000 * (min(deadlines) - time.monotonic())) + 1)
+        return max(0, int(1000 * (min(times) - time.monotonic())) + 1)
 
     def _accept(self) -> None:
         message, fds, _, _ = socket.recv_fds(self.control, wire.REQUEST.size + wire.MAX_SOURCE_BYTES, 2)
@@ -166,7 +188,9 @@ class Server:
         try:
             started = time.monotonic()
             pid, room = self._fork(program, slot, timeout_s, fds, folder)
-            self.running[pid] = Running(job, slot, folder, room, started, started + timeout_s)
+            deadline = started + wire.WALL_CEILING * timeout_s
+            look_at = started + min(LOOK_EVERY_S, timeout_s)
+            self.running[pid] = Running(job, slot, folder, room, started, timeout_s, deadline, look_at)
         except OSError:  # no room for a folder or a process: this split fails, the server goes on
             self.free_slots.append(slot)
             self.control.send(wire.REPORT.pack(job, wire.EXITED, 1, 0.0))
@@ -191,7 +215,7 @@ class Server:
             if uid is not None:
                 os.chown(folder, uid, uid)
         ruleset = self.layers.ruleset(folder)
-        box = child.Box(
+        box = confine.Box(
             timeout_s, self.address_space_bytes, self._processes(), HOME if room else folder, uid,
             room.pidfd if room else None, ruleset, self.layers.filter, self.layers.signals_to_self_only,
         )  # fmt: skip
@@ -219,12 +243,29 @@ class Server:
             self._kill_strays(slot)
             _remove_folder(folder)
 
-    def _kill_late(self) -> None:
+    def _look(self) -> None:
+        """End what takes more than it may: time, and memory and processes of all that it has started."""
         now = time.monotonic()
         for pid, run in self.running.items():
-            if now >= run.deadline and not run.timed_out:
-                run.timed_out = True
-                _kill_group(pid)
+            if run.ended is None and now >= run.look_at:
+                run.ended = self._judge(pid, run, now)
+                if run.ended is not None:
+                    _kill_group(pid)
+
+    def _judge(self, pid: int, run: Running, now: float) -> int | None:
+        if now >= run.deadline:
+            return wire.TIMED_OUT
+        roots = [pid] if run.room is None else [pid, pid_of(run.room.pidfd)]
+        usage = usage_below(roots, self.shared_bytes, counted=[pid])
+        if usage.cpu_s >= run.timeout_s:
+            return wire.TIMED_OUT
+        if usage.memory_bytes > self.memory_bytes:
+            return wire.OUT_OF_MEMORY
+        if usage.threads > OWN_PROCESSES:
+            return wire.TOO_MANY_PROCESSES
+        left_s = max(0.01, run.timeout_s - usage.cpu_s)  # at the least: threads use it up faster
+        run.look_at = min(now + min(LOOK_EVERY_S, left_s), run.deadline)
+        return None
 
     def _finish(self, pid: int) -> None:
         """Kill what the split left behind, reap it, empty its folder, report, free its slot."""
@@ -233,8 +274,8 @@ class Server:
         status = os.waitpid(pid, 0)[1]
         wall_s = time.monotonic() - run.started
         self._clear(run.slot, run.folder, run.room)
-        if run.timed_out:
-            how, value = wire.TIMED_OUT, 0
+        if run.ended is not None:
+            how, value = run.ended, 0
         elif os.WIFSIGNALED(status):
             how, value = wire.SIGNALLED, os.WTERMSIG(status)
         else:
@@ -259,16 +300,18 @@ class Server:
             time.sleep(0.001)
 
 
-def _be_child(program: tuple[str, int] | None, fds: tuple[int, int], box: child.Box, server_pid: int) -> None:
+def _be_child(
+    program: tuple[str, int] | None, fds: tuple[int, int], box: confine.Box, server_pid: int
+) -> None:
     try:
-        child.enter(*fds, box, server_pid)
+        confine.enter(*fds, box, server_pid)
         if program is not None:
             child.run(*program)
         os._exit(0)
-    except child.LayerError as error:
+    except confine.LayerError as error:
         if program is None:
             # The first step comes before the descriptors have moved.
-            fd = fds[1] if error.args[0] == wire.MOUNT_NAMESPACE else child.RESULT_FD
+            fd = fds[1] if error.args[0] == wire.MOUNT_NAMESPACE else confine.RESULT_FD
             os.write(fd, ": ".join(error.args).encode())
     finally:
         os._exit(1)
@@ -302,23 +345,16 @@ def _remove_folder(folder: str) -> None:
 
 def _threads_of_user() -> int:
     count = 0
-    for entry in os.listdir("/proc"):
+    for entry in list_proc():
         with contextlib.suppress(OSError):
             if entry.isdigit() and os.stat(f"/proc/{entry}").st_uid == os.getuid():
-                count += len(os.listdir(f"/proc/{entry}/task"))
+                count += len(list_proc(f"{entry}/task"))
     return count
 
 
-def main(layers: Layers) -> None:
-    control_fd, folder, workers, memory_mib = sys.argv[1:5]
+def prepare() -> None:
+    """What this process does before it makes others: it reaps their orphans, and nobody looks into it."""
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+    with contextlib.suppress(OSError), open_proc("self/oom_score_adj", "w") as file:
         file.write("900")  # short of memory, the kernel is to end this and what it forks before the trainer
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # children of the same user cannot read our memory or descriptors
-    refuse_search_estimators(child.SearchRefused)
-    control = socket.socket(fileno=int(control_fd))
-    server = Server(control, folder, int(workers), int(memory_mib), layers)
-    try:
-        server.serve()
-    finally:
-        server.close()

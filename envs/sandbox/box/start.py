@@ -23,12 +23,16 @@ if __name__ == "__main__":
     load_package("box", os.path.dirname(os.path.abspath(__file__)))
     __package__ = "box"
     from .layers import Layers
+    from .server import Server, prepare
 
-    # Before the imports below: namespaces want a process with one thread, and cheap forks a small one.
+    # Before the libraries are loaded: namespaces want a process with one thread, cheap forks a small one, and
+    # the libraries are to come from the copies that programs see.
+    prepare()
     layers = Layers(sys.argv[5] != "off", sys.argv[2], sys.argv[6:])
-    from .warm import warm_up
-
-    warm_up()
-    from .server import main
-
-    main(layers)
+    server = Server(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), layers)
+    try:
+        server.rehearse()
+        server.warm_up()
+        server.serve()
+    finally:
+        server.close()

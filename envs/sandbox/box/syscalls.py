@@ -13,6 +13,7 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x1000_0000, 0x2000_0000, 0x4000_000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 MNT_DETACH = 2
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
+_MOUNT_ATTR_NOATIME, _MOUNT_ATTR_ATIME = 0x10, 0x70  # the second: all bits that say how
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_SECCOMP = 1, 4, 15, 22
@@ -60,13 +61,15 @@ def mount(source: str, target: str, kind: str | None, flags: int = 0, options: s
 
 
 def seal_mount(target: str, recursive: bool, devices: bool = False) -> None:
-    """Make a mount, and those below it, read-only, without set-user-id programs (Linux 5.12).
+    """Make a mount, and those below it, read-only, without access times or set-user-id programs (Linux 5.12).
 
     Args:
         devices: True leaves device files usable. What is written to a device is not a change of the mount.
     """
-    attributes = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | (0 if devices else _MOUNT_ATTR_NODEV)
-    request = struct.pack("<QQQQ", attributes, 0, 0, 0)
+    attributes = (
+        _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NOATIME | (0 if devices else _MOUNT_ATTR_NODEV)
+    )
+    request = struct.pack("<QQQQ", attributes, _MOUNT_ATTR_ATIME, 0, 0)
     flags = _AT_RECURSIVE if recursive else 0
     result = _libc.syscall(
         _SYS_MOUNT_SETATTR, _AT_FDCWD, target.encode(), flags, request, ctypes.c_size_t(len(request))

@@ -11,9 +11,12 @@ import gc
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-MADV_COLLAPSE = 25
+from . import stand_ins
+from .proc import open_proc
+
+MADV_POPULATE_READ, MADV_COLLAPSE = 22, 25
 HUGE_PAGE_BYTES = 2 * 2**20
 
 # What programs import and what scikit-learn imports late. All of it is loaded before the first fork: a child
@@ -44,6 +47,8 @@ def warm_up() -> None:
             importlib.import_module(name)
     _leave_proc_alone()
     _run_a_little()
+    stand_ins.put_in()
+    _hold_pages()
     gc.collect()
     gc.freeze()  # a collection in a child then leaves all of this alone
     with contextlib.suppress(OSError):
@@ -85,18 +90,40 @@ def _run_a_little() -> None:
     pd.get_dummies(pd.DataFrame(x).astype(str)).to_numpy()
 
 
+def _hold_pages() -> None:
+    """Bring all pages of the loaded libraries into memory, and lock them there where that is permitted.
+
+    A page that is absent when a program touches it would be there for the next one, which can tell.
+    """
+    madvise, mlock = _madvise(), ctypes.CDLL(None).mlock
+    mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    for start, end, mode, name in _regions():
+        if name.startswith("/") and mode[0] == "r" and mlock(start, end - start) != 0:
+            madvise(start, end - start, MADV_POPULATE_READ)
+
+
+def _madvise() -> Callable[..., int]:
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return madvise
+
+
+def _regions() -> list[tuple[int, int, str, str]]:
+    """Start, end, rights and file of each region of this process's memory."""
+    with open_proc("self/maps") as file:
+        lines = [line.split(maxsplit=5) for line in file]
+    spans = [(line[0].split("-"), line[1], line[5].strip() if len(line) > 5 else "") for line in lines]
+    return [(int(start, 16), int(end, 16), mode, name) for (start, end), mode, name in spans]
+
+
 def _use_huge_pages() -> None:
     """Ask the kernel (6.1 and later; others refuse) to back private memory with 2 MiB pages.
 
     A fork then copies one entry in place of 512; a page that a child writes to is still copied alone.
     """
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    with open("/proc/self/maps") as file:
-        regions = [line.split() for line in file]
-    for span, mode, *rest in regions:
-        if mode == "rw-p" and (len(rest) == 3 or rest[3] == "[heap]"):
-            start, end = (int(address, 16) for address in span.split("-"))
+    madvise = _madvise()
+    for start, end, mode, name in _regions():
+        if mode == "rw-p" and name in ("", "[heap]"):
             start = -(-start // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
             for page in range(start, end - HUGE_PAGE_BYTES + 1, HUGE_PAGE_BYTES):
                 madvise(page, HUGE_PAGE_BYTES, MADV_COLLAPSE)

@@ -6,8 +6,8 @@ crosses a boundary is pickled: fixed headers, raw arrays, UTF-8 text.
 
 import struct
 
-# trainer -> server, one datagram a job: job number, seed, wall-clock limit (s); then the source, UTF-8.
-# Two descriptors ride along: the split's arrays (sealed memory) and the write end of the result pipe.
+# trainer -> server, one datagram a job: job number, seed, limit of processor time (s); then the source, in
+# UTF-8. Two descriptors ride along: the split's arrays (sealed memory) and the write end of the result pipe.
 REQUEST = struct.Struct("<QId")
 
 # server -> trainer, one datagram a finished job: job number, how it ended (below), exit code or signal,
@@ -15,7 +15,8 @@ REQUEST = struct.Struct("<QId")
 # behind it stand the layers as JSON: {"in_force": {layer: what holds}, "missing": {layer: why not}}.
 REPORT = struct.Struct("<QBid")
 READY = 2**64 - 1
-EXITED, SIGNALLED, TIMED_OUT = range(3)
+EXITED, SIGNALLED, TIMED_OUT, OUT_OF_MEMORY, TOO_MANY_PROCESSES = range(5)
+WALL_CEILING = 2  # the limit is of processor time; of wall-clock time a split has so many times as much
 MAX_REPORT_BYTES = 16_384
 
 LIMITS, NO_NEW_PRIVILEGES, OWN_USER = "resource limits", "no new privileges", "own user id"
@@ -30,10 +31,11 @@ LAYERS = (
 # y_train (int64), x_val (float64), all row-major.
 ARRAYS = struct.Struct("<QQQ")
 
-# child -> trainer through the result pipe: magic, outcome (index into OUTCOMES), line (0: none), rows and
-# columns of the probabilities, bytes of the exception's kind, of its message, of the standard output; then
-# the probabilities (float64, row-major) and the three texts (UTF-8).
-FRAME = struct.Struct("<4sBIIIIII")
+# child -> trainer through the result pipe: magic, outcome (index into OUTCOMES), line (0: none), spacing at 1
+# of the numbers that the program returned, rows and columns of the probabilities, bytes of the exception's
+# kind, of its message, of the standard output; then the probabilities (float64, row-major) and the three
+# texts (UTF-8).
+FRAME = struct.Struct("<4sBIdIIIII")
 MAGIC = b"etpo"
 OUTCOMES = ("ok", "error", "timeout", "memory", "refused", "invalid_output", "crashed")
 OK, ERROR, TIMEOUT, MEMORY, REFUSED, INVALID_OUTPUT, CRASHED = range(7)

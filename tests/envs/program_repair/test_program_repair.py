@@ -77,7 +77,7 @@ def test_a_partly_right_function_loses_what_it_lacks(sandbox):
     [
         ("retrun x", "line 1: SyntaxError: invalid syntax"),
         ("y = x\nreturn nothing", "line 2: NameError: name 'nothing' is not defined"),
-        ("import os\nos._exit(0)", "crashed: the process ended with exit code 0"),
+        ("import os\nos._exit(0)", "crashed: the process ended before the model"),
         ("raise SystemExit", "SystemExit"),
         ("return lambda: 1", "TypeError: the result is of type function"),
         ("return 'x' * 2000", "ValueError: the result is too long"),
@@ -87,6 +87,35 @@ def test_what_does_not_run_earns_minus_one_and_says_why(sandbox, body, error):
     verdict = attempt("clamp", body, sandbox)
     assert (verdict.reward, verdict.passed) == (-1.0, 0)
     assert error in verdict.error
+
+
+@pytest.mark.parametrize("shape", ["(6, 0)", "(0, 2)", "(6, 3)", "(1, 900)"])
+def test_a_forged_table_of_results_is_not_believed(sandbox, shape):
+    forged = f"""
+    import os, struct
+    n, m = {shape}
+    os.write(4, struct.pack("<4sBIdIIIII", b"etpo", 0, 0, 0, n, m, 0, 0, 0) + bytes(8 * n * m))
+    os._exit(0)
+    """
+    verdict = attempt("clamp", textwrap.dedent(forged), sandbox)
+    assert (verdict.reward, verdict.error) == (-1.0, "error: the results cannot be read")
+
+
+def test_a_program_at_the_size_limit_is_an_error(sandbox):
+    for size in (65_300, 65_480, 65_536):
+        verdict = attempt("clamp", "x = 1".ljust(size - 40), sandbox)
+        assert verdict.reward == -1.0
+        assert "longer than 65536 bytes" in verdict.error or size == 65_300
+
+
+def test_no_hidden_argument_reaches_the_next_prompt(sandbox):
+    verdict = attempt("clamp", "raise ValueError((x, low, high))", sandbox)
+    assert verdict.error == "line 1: ValueError: (7, 0, 5)", "the example, which the prompt shows anyway"
+    verdict = attempt("clamp", "if x != 7:\n    raise ValueError(x)\nreturn 5", sandbox)
+    assert "ValueError" not in verdict.error
+    clever = "import builtins\nseen = builtins.__dict__.setdefault('seen', [])\nseen.append(x)\n"
+    verdict = attempt("clamp", clever + "if low != 0 or x != 7:\n    raise ValueError(seen)", sandbox)
+    assert "-3" not in verdict.error
 
 
 def test_an_endless_loop_is_a_timeout(sandbox, monkeypatch):

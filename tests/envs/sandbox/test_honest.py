@@ -107,7 +107,7 @@ return answer(None)
     "a forged answer": """
 import struct
 p = np.zeros((n, 2)); p[:, 1] = 1
-os.write(4, struct.pack("<4sBIIIIII", b"etpo", 0, 0, n, 2, 0, 0, 0) + p.tobytes())
+os.write(4, struct.pack("<4sBIdIIIII", b"etpo", 0, 0, 0, n, 2, 0, 0, 0) + p.tobytes())
 os._exit(0)
 """,
     "an answer that changes": """

@@ -35,6 +35,8 @@ def deny(monkeypatch, tmp_path):
             from box import syscalls
             def refused(*args, **kwargs):
                 raise PermissionError(1, "Operation not permitted")
+            from box import layers
+            layers.is_root = lambda: os.geteuid() == 0 and "root" not in {calls!r}
             for name in {calls!r}:
                 for module in (os, syscalls):
                     if hasattr(module, name):
@@ -74,7 +76,8 @@ ROOMS = {wire.PROCESS_NAMESPACE, wire.MOUNT_NAMESPACE}
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
-def test_with_fewer_layers_programs_still_run_and_leave_nothing(deny, arrays, denied, lost):
+def test_with_fewer_layers_programs_still_run_and_leave_nothing(deny, arrays, denied, lost, monkeypatch):
+    monkeypatch.setattr(client, "check_default", lambda report: None)
     deny(*denied)
     with Sandbox(workers=1, timeout_s=30.0, memory_mib=512) as box:
         layers = box.layers()
@@ -95,6 +98,7 @@ def test_with_fewer_layers_programs_still_run_and_leave_nothing(deny, arrays, de
 
 def test_only_its_own_processes_can_be_signalled_even_where_only_seccomp_stands(deny, arrays, monkeypatch):
     monkeypatch.setattr(modes, "_has_warned", True)
+    monkeypatch.setattr(client, "check_default", lambda report: None)
     deny("unshare", "landlock_abi", "setresuid")
     body = """
     import os, signal
@@ -111,6 +115,50 @@ def test_only_its_own_processes_can_be_signalled_even_where_only_seccomp_stands(
         if wire.SECCOMP in box.layers().missing:
             pytest.skip("this machine has no seccomp")
         assert box.run([(program(body), arrays, 0)])[0].stdout == "True False False\n"
+
+
+TABLE = [
+    # What is taken away; what is lost; what `default` and what `strict` say (None: they run).
+    ([], set(), None, None),
+    (["root"], set(), None, None),
+    (["unshare"], NAMESPACES, None, "process namespace"),
+    (["landlock_abi"], {wire.LANDLOCK}, None, "Landlock"),
+    (["install_filter"], {wire.SECCOMP}, None, "seccomp filter"),
+    (["setresuid"], {wire.OWN_USER}, None, "own user id"),
+    (["root", "unshare"], NAMESPACES | {wire.OWN_USER}, None, "own user id"),
+    (["unshare", "landlock_abi"], NAMESPACES | {wire.LANDLOCK},
+     "needs Landlock or mount namespace, got none", "Landlock"),
+    (["unshare", "install_filter"], NAMESPACES | {wire.SECCOMP},
+     "needs network namespace or seccomp filter, got none", "seccomp filter"),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::etpo.envs.sandbox.modes.SandboxWarning")
+@pytest.mark.parametrize(
+    ("denied", "lost", "default", "strict"), TABLE, ids=["-".join(row[0]) or "nothing" for row in TABLE]
+)
+def test_default_fails_closed_and_strict_demands_all(
+    deny, sandbox, arrays, monkeypatch, denied, lost, default, strict
+):
+    """The table of docs/sandbox.md."""
+    if sandbox.layers().missing:
+        pytest.skip(f"this machine lacks {', '.join(sandbox.layers().missing)}")
+    deny(*denied)
+    reports = []
+    check = modes.check_strict
+    monkeypatch.setattr(client, "check_strict", lambda report: reports.append(report) or check(report))
+    for mode, says in (("strict", strict), ("default", default)):
+        if says is None:
+            with Sandbox(mode, workers=1, timeout_s=30.0) as box:
+                assert box.run([(FIT, arrays, 0)])[0].outcome == "ok"
+                assert box.layers().missing.keys() == lost
+        else:
+            with pytest.raises(SandboxError) as caught, Sandbox(mode, workers=1) as box:
+                box.layers()
+            assert says in str(caught.value)
+            assert "\n" not in str(caught.value)
+            assert mode == "strict" or "--sandbox off" in str(caught.value)
+    assert reports[0].missing.keys() == lost
 
 
 def test_strict_refuses_in_one_line_that_names_what_is_missing(deny):
