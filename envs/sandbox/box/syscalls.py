@@ -66,10 +66,10 @@ def seal_mount(target: str, recursive: bool, devices: bool = False) -> None:
     Args:
         devices: True leaves device files usable. What is written to a device is not a change of the mount.
     """
-    attributes = (
-        _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NOATIME | (0 if devices else _MOUNT_ATTR_NODEV)
-    )
-    request = struct.pack("<QQQQ", attributes, _MOUNT_ATTR_ATIME, 0, 0)
+    attributes, cleared = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID, 0
+    if not devices:  # the access times of a foreign mount are out of a user namespace's reach
+        attributes, cleared = attributes | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOATIME, _MOUNT_ATTR_ATIME
+    request = struct.pack("<QQQQ", attributes, cleared, 0, 0)
     flags = _AT_RECURSIVE if recursive else 0
     result = _libc.syscall(
         _SYS_MOUNT_SETATTR, _AT_FDCWD, target.encode(), flags, request, ctypes.c_size_t(len(request))
