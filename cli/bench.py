@@ -104,16 +104,24 @@ def learning(
               help="Run that many hostile programs instead, and compare what is there before and after."
               )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of the choice of hostile programs.")
+@click.option("--relays", default=None, type=click.IntRange(min=1),
+              help="Score programs that predict from what an earlier split told them, so many times each."
+              )  # fmt: skip
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result there too.")
 def sandbox(
-    workers: int | None, seconds: float, hostile: int | None, seed: int, json_file: Path | None
-) -> None:
+    workers: int | None, seconds: float, hostile: int | None, seed: int, relays: int | None,
+    json_file: Path | None,
+) -> None:  # fmt: skip
     """Split processes, and whole programs, that the sandbox runs in a second; prints one JSON object.
 
     With --hostile the exit code is 1 where a program left something behind or had an outcome that it must
-    not have.
+    not have; with --relays, where one scored above 0.55 and passed the audits.
     """
-    if hostile is None:
+    if relays is not None:
+        from etpo.bench.sandbox.relays import measure_relays
+
+        result = measure_relays(relays, workers, lambda line: click.echo(line, err=True))
+    elif hostile is None:
         from etpo.bench.sandbox.throughput import measure
 
         result = measure(workers, seconds)
@@ -124,7 +132,8 @@ def sandbox(
     text = json.dumps(result, indent=2) + "\n"
     click.echo(text, nl=False)
     _write({"--json": (json_file, text)})
-    if result.get("leaked") or result.get("unexpected"):
+    through = [name for name, relay in result.get("relays", {}).items() if not relay["held"]]
+    if result.get("leaked") or result.get("unexpected") or through:
         click.get_current_context().exit(1)
 
 

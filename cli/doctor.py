@@ -117,19 +117,25 @@ def _sandbox() -> Iterator[tuple[str, str]]:
     """One line for each layer: in force or not, and why; a probe, run as a program is, has a say."""
     from etpo.envs.sandbox import Sandbox, SandboxError
     from etpo.envs.sandbox.box import wire
-    from etpo.envs.sandbox.modes import SandboxWarning
+    from etpo.envs.sandbox.box.layers import USER_NAMESPACE
+    from etpo.envs.sandbox.modes import SandboxWarning, TooFewLayers
 
+    holds: dict[str, bool] = {}
     try:
         with warnings.catch_warnings(), Sandbox(workers=1) as sandbox:
             warnings.simplefilter("ignore", SandboxWarning)
             layers = sandbox.layers()
             holds = protections(probe(sandbox))
+            default = "takes this machine"
+    except TooFewLayers as error:
+        layers, default = error.report, f"refuses this machine: {error}"
     except (SandboxError, ValueError) as error:
         yield "sandbox", f"does not work: {error}"
         return
     name = "sandbox"
     for layer in wire.LAYERS:
-        failed = [promise for promise in SHOWN_BY.get(layer, ()) if not holds[promise]]
+        promised = () if USER_NAMESPACE in layers.in_force.get(layer, "") else SHOWN_BY.get(layer, ())
+        failed = [promise for promise in promised if holds and not holds[promise]]
         if layer in layers.missing:
             said = f"NOT in force: {layers.missing[layer]}"
         elif failed:
@@ -138,8 +144,8 @@ def _sandbox() -> Iterator[tuple[str, str]]:
             said = f"in force: {layers.in_force[layer]}"
         yield name, f"{layer:<19}{said}"
         name = ""
-    full = "takes" if not layers.missing else "refuses"
-    yield "", f"--sandbox strict {full} this machine"
+    yield "", f"--sandbox default {default}"
+    yield "", f"--sandbox strict {'refuses' if layers.missing else 'takes'} this machine"
 
 
 def probe(sandbox: "Sandbox") -> dict[str, Any]:

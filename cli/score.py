@@ -18,11 +18,19 @@ from etpo.cli.errors import Failed
 @click.option("--protocol", type=click.Choice(["default", "paper"]), default="default", show_default=True,
               help="How the data set is prepared; paper does as the authors' code does.")  # fmt: skip
 @click.option("--timeout-s", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True,
-              help="Seconds that the program may take on one of its five splits.")  # fmt: skip
+              help="Processor seconds that the program may take on one of its five splits.")  # fmt: skip
 @click.option("--sandbox", type=click.Choice(["strict", "default"]), default="default", show_default=True,
               help="strict refuses to run with fewer than all protections (see `etpo doctor`).")  # fmt: skip
+@click.option("--audit", is_flag=True,
+              help="Audit the program, too: does it know labels that it was not given?")  # fmt: skip
 def score(
-    program: Path, dataset: str, target: str | None, protocol: str, timeout_s: float, sandbox: str
+    program: Path,
+    dataset: str,
+    target: str | None,
+    protocol: str,
+    timeout_s: float,
+    sandbox: str,
+    audit: bool,
 ) -> None:
     """Run PROGRAM in the sandbox and print its reward as one JSON object.
 
@@ -47,7 +55,7 @@ def score(
     from etpo.envs.scoring import Scorer
 
     with Sandbox(sandbox, timeout_s) as box:
-        result = Scorer(data, box).score(source)
+        result = Scorer(data, box, audit_share=float(audit)).score(source)
     record = {
         "reward": result.reward, "outcome": result.outcome, "auc_mean": result.auc_mean,
         "auc_std": result.auc_std, "error": result.error, "wall_s": round(result.wall_s, 4),

@@ -181,8 +181,16 @@ class Config:
         "strict refuses to run with fewer than all layers (see `etpo doctor`); off asks twice.",
     )  # fmt: skip
     timeout_s: float = setting(
-        10.0, ENVIRONMENT, "Time that a program may take on one of its five splits.", unit="seconds", above=0
-    )
+        10.0, ENVIRONMENT,
+        "Processor time that a program may take on one of its five splits; of wall-clock time twice as much.",
+        unit="seconds", above=0,
+    )  # fmt: skip
+    audit_share: float = setting(
+        0.02, ENVIRONMENT,
+        "Share of the programs that are audited for labels they were not given, besides each new best one; "
+        "0: none is (docs/sandbox.md).",
+        low=0, high=1,
+    )  # fmt: skip
 
     device: str = setting("auto", MACHINE, "auto, cpu, cuda or cuda:N.", resumable=True)
     dtype: Literal["auto", "float32", "bfloat16"] = setting(

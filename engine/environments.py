@@ -24,6 +24,7 @@ def make_environments(config: Config) -> VectorRunner:
         config.timeout_s,
         config.max_episode_steps,
         reflection=config.reflection,
+        audit_share=config.audit_share,
     )
     others = [
         DataScience(
@@ -41,7 +42,7 @@ def settings_for(config: Config) -> dict[str, Any]:
         ValueError: `reflection` is off for an environment that has no such parameter.
     """
     assert config.env is not None
-    names = ("reflection", "max_episode_steps", "timeout_s", "sandbox")
+    names = ("reflection", "max_episode_steps", "timeout_s", "sandbox", "audit_share")
     settings = {name: getattr(config, name) for name in names if takes(config.env, name)}
     if not config.reflection and "reflection" not in settings:
         raise ValueError(

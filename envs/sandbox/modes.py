@@ -18,6 +18,14 @@ class SandboxError(EtpoError):
     """The sandbox itself cannot work: its server does not start, or a mode was asked for that it lacks."""
 
 
+class TooFewLayers(SandboxError):
+    """The mode demands more layers than this machine permits; `report` tells which there are."""
+
+    def __init__(self, message: str, report: "LayerReport") -> None:
+        super().__init__(message)
+        self.report = report
+
+
 class SandboxWarning(UserWarning):
     """Programs run with fewer layers around them than there could be."""
 
@@ -40,7 +48,9 @@ def hidden_paths() -> list[str]:
 def check_strict(report: LayerReport) -> None:
     """SandboxError, in one line, where any layer is missing."""
     if report.missing:
-        raise SandboxError(f"--sandbox strict needs all layers; not in force: {_listed(report.missing)}")
+        raise TooFewLayers(
+            f"--sandbox strict needs all layers; not in force: {_listed(report.missing)}", report
+        )
 
 
 def check_default(report: LayerReport) -> None:
@@ -49,9 +59,10 @@ def check_default(report: LayerReport) -> None:
     if lacking:
         needed = " and ".join(" or ".join(names) for names in lacking)
         reasons = _listed({name: report.missing.get(name, "") for names in lacking for name in names})
-        raise SandboxError(
+        raise TooFewLayers(
             f"--sandbox default needs {needed}, got none of them ({reasons}); use a kernel or a container "
-            "that permits one, or --sandbox off (no protection: it asks for your consent)"
+            "that permits one, or --sandbox off (no protection: it asks for your consent)",
+            report,
         )
 
 

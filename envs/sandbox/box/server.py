@@ -69,6 +69,9 @@ class Server:
     """Forks, watches, kills and reaps. One thread; everything happens in `serve`."""
 
     def __init__(self, control_fd: int, folder: str, workers: int, memory_mib: int, layers: Layers) -> None:
+        # Children of the same user cannot read our memory or descriptors. Not earlier: in a user namespace only
+        # the rooms of processes can be entered that can be looked into.
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         self.control = socket.socket(fileno=control_fd)
         self.folder = folder
         self.layers = layers
@@ -353,8 +356,7 @@ def _threads_of_user() -> int:
 
 
 def prepare() -> None:
-    """What this process does before it makes others: it reaps their orphans, and nobody looks into it."""
+    """Before this process makes others: it is to have their orphans, and to end before the rest."""
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     with contextlib.suppress(OSError), open_proc("self/oom_score_adj", "w") as file:
         file.write("900")  # short of memory, the kernel is to end this and what it forks before the trainer
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # children of the same user cannot read our memory or descriptors
