@@ -69,8 +69,8 @@ class Server:
     """Forks, watches, kills and reaps. One thread; everything happens in `serve`."""
 
     def __init__(self, control_fd: int, folder: str, workers: int, memory_mib: int, layers: Layers) -> None:
-        # Children of the same user cannot read our memory or descriptors. Not earlier: in a user namespace only
-        # the rooms of processes can be entered that can be looked into.
+        # Children of the same user cannot read our memory or descriptors. Not earlier: in a user namespace
+        # only the rooms of processes can be entered that can be looked into.
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         self.control = socket.socket(fileno=control_fd)
         self.folder = folder
