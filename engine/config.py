@@ -59,7 +59,13 @@ class Config:
     )
     target: str | None = setting(None, TASK, "The target's column; needed for a CSV file.")
     env: str | None = setting(
-        None, TASK, "Another environment in the data set's place: a gymnasium id or module:Class."
+        None,
+        TASK,
+        "Another environment in the data set's place: a gymnasium id, module:Class, gem:ID, "
+        "reasoning-gym:TASK or textarena:ID.",
+    )
+    env_arg: str | None = setting(
+        None, TASK, "Arguments of that environment's constructor: key=value, several parted by commas."
     )
     model: str = setting("etpo-nano", TASK, "Model folder, hub name (owner/name), or the bundled etpo-nano.")
     algo: str = setting(

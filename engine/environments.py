@@ -1,5 +1,6 @@
 """The environments of a run, as its configuration asks for them."""
 
+import ast
 from typing import Any
 
 from etpo.engine.config import Config
@@ -42,10 +43,22 @@ def settings_for(config: Config) -> dict[str, Any]:
         ValueError: `reflection` is off for an environment that has no such parameter.
     """
     assert config.env is not None
+    given = dict(map(_argument, config.env_arg.split(","))) if config.env_arg else {}
     names = ("reflection", "max_episode_steps", "timeout_s", "sandbox", "audit_share")
     settings = {name: getattr(config, name) for name in names if takes(config.env, name)}
     if not config.reflection and "reflection" not in settings:
         raise ValueError(
             f"--no-reflection: expected an environment with a `reflection` parameter, got {config.env}"
         )
-    return settings
+    return settings | given
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """`key=value` as a key and a number, a truth or a text."""
+    key, is_one, value = text.partition("=")
+    if not is_one or not key.strip().isidentifier():
+        raise ValueError(f"--env-arg: expected key=value, got {text!r}")
+    try:
+        return key.strip(), ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key.strip(), value

@@ -121,6 +121,10 @@ class Scorer:
         known = self._kept | new
         return [known[action] for action in actions]
 
+    def judge_many(self, attempts: Sequence[tuple[object, str]]) -> list[Score]:
+        """`score_many`, as a judge of `Coding`: there is one task, the table."""
+        return self.score_many([action for _, action in attempts])
+
     def _run(self, actions: list[str]) -> dict[str, Score]:
         """Scores of actions that are not known yet."""
         sources = {action: as_program(action) for action in actions}

@@ -1,4 +1,4 @@
-"""Steps many environments at once; programs of data-science environments run in parallel processes."""
+"""Steps many environments at once; programs of coding environments run in parallel processes."""
 
 import importlib
 import inspect
@@ -11,8 +11,8 @@ from typing import Any
 
 import gymnasium
 
-from etpo.envs.data_science import DataScience
-from etpo.envs.scoring import Score, Scorer
+from etpo.envs.coding import Coding, Judge, Judged
+from etpo.envs.foreign import adapt, is_foreign, make_foreign
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Transition:
 class VectorRunner:
     """Steps environments with text observations and actions together, and resets those whose episode ended.
 
-    Data-science environments that share a scorer have their actions scored in one parallel batch; all others
-    are stepped one after another.
+    Coding environments that share a judge have their programs run in one parallel batch; all others are
+    stepped one after another.
 
     Args:
         envs: at least one environment, all different objects.
@@ -69,10 +69,10 @@ class VectorRunner:
             )
         if not self.observations:
             raise ValueError("call reset or load_state_dict before the first step")
-        scores = self._score(actions)
+        judged = self._judge(actions)
         transitions = []
         for i, (env, action) in enumerate(zip(self.envs, actions, strict=False)):
-            result = env.finish(action, scores[i]) if isinstance(env, DataScience) else env.step(action)
+            result = env.finish(action, judged[i]) if isinstance(env, Coding) else env.step(action)
             obs, reward, terminated, truncated, info = result
             if not math.isfinite(reward):
                 raise ValueError(f"the environment's reward: expected a finite number, got {reward}")
@@ -83,16 +83,17 @@ class VectorRunner:
         self.observations[: len(actions)] = [t.next_obs_after_reset for t in transitions]
         return transitions
 
-    def _score(self, actions: list[str]) -> dict[int, Score]:
-        """Scores of the data-science environments' actions, by environment; one batch for each scorer."""
-        batches: dict[int, tuple[Scorer, list[int]]] = {}
+    def _judge(self, actions: list[str]) -> dict[int, Judged]:
+        """What comes of the coding environments' actions, by environment; one batch for each judge."""
+        batches: dict[int, tuple[Judge, list[tuple[int, Coding]]]] = {}
         for i, env in enumerate(self.envs[: len(actions)]):
-            if isinstance(env, DataScience):
-                batches.setdefault(id(env.scorer), (env.scorer, []))[1].append(i)
-        scores: dict[int, Score] = {}
-        for scorer, members in batches.values():
-            scores.update(zip(members, scorer.score_many([actions[i] for i in members]), strict=True))
-        return scores
+            if isinstance(env, Coding):
+                batches.setdefault(id(env.judge), (env.judge, []))[1].append((i, env))
+        found: dict[int, Judged] = {}
+        for judge, members in batches.values():
+            judged = judge.judge_many([(env.task, actions[i]) for i, env in members])
+            found.update(zip((i for i, _ in members), judged, strict=True))
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON: each environment's `state_dict`, null for one that has none."""
@@ -127,23 +128,25 @@ def _text(obs: Any) -> str:
 
 
 def make_env(spec: str, **kwargs: Any) -> gymnasium.Env:
-    """Build an environment from `module:Class`, or from an id registered with gymnasium.
+    """Build an environment from `module:Class`, an id registered with gymnasium, or another package.
 
     A module is looked for where Python looks, and last in the current folder. Keyword arguments go to the
-    class.
+    class. An environment that is not gymnasium's is taken by its shape (see `etpo.envs.foreign`).
 
     Raises:
-        ValueError: no such module, class or id, or the class is no gymnasium environment.
+        ValueError: no such module, class, id or package, or what is made has no `reset` and `step`.
     """
+    if (foreign := make_foreign(spec, kwargs)) is not None:
+        return foreign
     entry_point, own = _entry_point(spec)
     if entry_point is None:
         return gymnasium.make(spec, **kwargs)
-    return _load_class(entry_point)(**{**own, **kwargs})
+    return adapt(_load_class(entry_point)(**{**own, **kwargs}))
 
 
 def takes(spec: str, parameter: str) -> bool:
     """True where the constructor of an environment names a parameter; see `make_env` for what it raises."""
-    entry_point, _ = _entry_point(spec)
+    entry_point, _ = (None, {}) if is_foreign(spec) else _entry_point(spec)
     if entry_point is None:
         return False
     return parameter in inspect.signature(_load_class(entry_point).__init__).parameters
@@ -163,7 +166,7 @@ def _entry_point(spec: str) -> tuple[str | None, dict[str, Any]]:
     return None, {}
 
 
-def _load_class(spec: str) -> type[gymnasium.Env]:
+def _load_class(spec: str) -> Any:
     module_name, _, class_name = spec.partition(":")
     here = str(Path.cwd())
     sys.path.append(here)
@@ -173,6 +176,6 @@ def _load_class(spec: str) -> type[gymnasium.Env]:
         raise ValueError(f"cannot load environment {spec!r}: {error}; expected module:Class") from error
     finally:
         sys.path.remove(here)
-    if not (isinstance(env_class, type) and issubclass(env_class, gymnasium.Env)):
-        raise ValueError(f"{spec!r} is not a gymnasium.Env class; derive it from gymnasium.Env")
+    if not callable(env_class):
+        raise ValueError(f"{spec!r}: expected a class, got {type(env_class).__name__}; expected module:Class")
     return env_class

@@ -16,8 +16,8 @@ from etpo.envs.scoring import Scorer
 
 LIMIT = 0.55
 
+_IMPORTS = "import numpy as np, os, time, mmap, resource\n"
 _HEAD = """
-import numpy as np, os, time, mmap, resource
 def splits(k, n=958):
     order = np.random.RandomState(k).permutation(n); v = -(-n // 2); return order[v:], order[:v]
 def rankings(x, k):
@@ -129,7 +129,7 @@ def measure_relays(
     found: dict[str, Any] = {}
     with Sandbox(workers=workers) as sandbox:
         for name, channel in RELAYS.items():
-            source, scores = channel + _HEAD, []
+            source, scores = _IMPORTS + channel + _HEAD, []
             for run in range(runs):
                 time.sleep(0.1 * run)
                 scores.append(Scorer(data, sandbox).score(source))

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
 
+from etpo.envs.coding import Coding
 from etpo.envs.program_repair.tasks import Task, load_tasks
-from etpo.envs.prompts import defines, describe_failure, reflection_prompt
+from etpo.envs.prompts import defines, describe_failure
 from etpo.envs.sandbox import Sandbox, SplitArrays, refuse
 from etpo.envs.sandbox.result import Failure, SplitResult
-from etpo.envs.text_space import AnyText
 
 FAILURE_REWARD = -1.0
 RESULT_BYTES = 900  # longest text of one result; the box takes at most 1,000 columns
@@ -88,7 +87,7 @@ class Verdict:
     wall_s: float
 
 
-class ProgramRepair(gymnasium.Env[str, str]):
+class ProgramRepair(Coding):
     """`etpo/ProgramRepair-v0`. One episode: a faulty function of the bundled set, drawn at random.
 
     State: what the function shall do, an example, the faulty function, and its `def` line again; after an
@@ -98,12 +97,9 @@ class ProgramRepair(gymnasium.Env[str, str]):
     attempt truncates. The info of a step has `task`, `passed`, `tests`, `error` and `wall_s`.
 
     Args:
-        max_episode_steps: attempts that end an episode.
-        reflection: with False the state after a failure is the first one again.
+        max_episode_steps, reflection: see `Coding`.
         sandbox, timeout_s: see `sandbox.Sandbox`. Environments with the same two share one.
     """
-
-    metadata = {"render_modes": []}  # noqa: RUF012 - gymnasium's own form
 
     def __init__(
         self,
@@ -112,65 +108,40 @@ class ProgramRepair(gymnasium.Env[str, str]):
         sandbox: str = "default",
         timeout_s: float = 10.0,
     ) -> None:
-        if max_episode_steps < 1:
-            raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
-        self.observation_space = AnyText()
-        self.action_space = AnyText()
-        self.max_episode_steps = max_episode_steps
-        self.reflection = reflection
+        super().__init__(_shared_judge(sandbox, timeout_s), max_episode_steps, reflection)
         self.tasks = load_tasks()
-        self._box: _Box | None = _shared_box(sandbox, timeout_s)
-        self._index = 0
-        self.prompt = first_prompt(self.tasks[0])
-        self.attempts = 0
+        self.task = self.tasks[0]
+        self.prompt = first_prompt(self.task)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        """Start an episode on a random task; returns (prompt, {"task": its name})."""
-        super().reset(seed=seed)
-        self._index = int(self.np_random.integers(len(self.tasks)))
-        self.prompt, self.attempts = first_prompt(self.tasks[self._index]), 0
-        return self.prompt, {"task": self.tasks[self._index].name}
+    def draw_task(self) -> Task:
+        return self.tasks[int(self.np_random.integers(len(self.tasks)))]
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        if self._box is None:
-            raise ValueError("this environment is closed; make a new one")
-        task = self.tasks[self._index]
-        verdict = judge(task, action, self._box.sandbox)
-        info = {
-            "task": task.name,
-            "passed": verdict.passed,
-            "tests": len(task.tests),
-            "error": verdict.error,
-            "wall_s": verdict.wall_s,
-        }
-        if verdict.error is None:
-            return self.prompt, verdict.reward, True, False, info
-        self.attempts += 1
-        if self.reflection:
-            task_prompt = first_prompt(task)
-            self.prompt = reflection_prompt(task_prompt, body_of(action, task), verdict.error, task.signature)
-        return self.prompt, verdict.reward, False, self.attempts >= self.max_episode_steps, info
+    def first_prompt(self, task: Task) -> str:
+        return first_prompt(task)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON."""
+    def shown(self, action: str, task: Task) -> str:
+        return body_of(action, task)
+
+    def task_info(self, task: Task) -> dict[str, Any]:
+        return {"task": task.name}
+
+    def info_of(self, judged: Verdict, task: Task) -> dict[str, Any]:
         return {
-            "task": self.tasks[self._index].name,
-            "prompt": self.prompt,
-            "attempts": self.attempts,
-            "random": self.np_random.bit_generator.state,
+            "task": task.name,
+            "passed": judged.passed,
+            "tests": len(task.tests),
+            "error": judged.error,
+            "wall_s": judged.wall_s,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on from a `state_dict`; returns the observation to act on."""
-        self._index = [task.name for task in self.tasks].index(state["task"])
-        self.prompt, self.attempts = str(state["prompt"]), int(state["attempts"])
-        self.np_random.bit_generator.state = state["random"]
-        return self.prompt
+    def task_to_json(self, task: Task) -> str:
+        return task.name
+
+    def task_from_json(self, kept: str) -> Task:
+        return next(task for task in self.tasks if task.name == kept)
 
     def close(self) -> None:
-        self._box = None
+        self.judge = _Closed()
 
 
 def first_prompt(task: Task) -> str:
@@ -268,20 +239,30 @@ def _equal(got: Any, expected: Any) -> bool:
     return bool(got == expected)
 
 
-class _Box:
-    """A sandbox that lives as long as somebody holds this object."""
+class RepairJudge:
+    """Judges attempts in a sandbox that lives as long as somebody holds this object."""
 
     def __init__(self, mode: str, timeout_s: float) -> None:
         self.sandbox = Sandbox(mode, timeout_s)
         weakref.finalize(self, self.sandbox.close)
 
+    def judge_many(self, attempts: Sequence[tuple[Task, str]]) -> list[Verdict]:
+        return [judge(task, action, self.sandbox) for task, action in attempts]
 
-_boxes: "weakref.WeakValueDictionary[tuple[str, float], _Box]" = weakref.WeakValueDictionary()
+
+class _Closed:
+    """The judge of an environment that was closed."""
+
+    def judge_many(self, attempts: Sequence[tuple[Task, str]]) -> list[Verdict]:
+        raise ValueError("this environment is closed; make a new one")
 
 
-def _shared_box(mode: str, timeout_s: float) -> _Box:
-    """The box of all open environments with these settings: a warm server each would cost too much."""
-    box = _boxes.get((mode, timeout_s))
-    if box is None:
-        box = _boxes[mode, timeout_s] = _Box(mode, timeout_s)
-    return box
+_judges: "weakref.WeakValueDictionary[tuple[str, float], RepairJudge]" = weakref.WeakValueDictionary()
+
+
+def _shared_judge(mode: str, timeout_s: float) -> RepairJudge:
+    """The judge of all open environments with these settings: a warm server each would cost too much."""
+    found = _judges.get((mode, timeout_s))
+    if found is None:
+        found = _judges[mode, timeout_s] = RepairJudge(mode, timeout_s)
+    return found

@@ -37,8 +37,8 @@ def refuse_search_estimators() -> None:
 
     before = BaseEstimator.__init_subclass__
 
-    def init_subclass(cls: type, **kwargs: Any) -> None:
-        before.__func__(cls, **kwargs)  # type: ignore[attr-defined]
+    def init_subclass(cls: type, /, **kwargs: Any) -> None:
+        before.__func__(cls, **kwargs)
         if hasattr(cls, "_run_search"):  # made later, as when the module is loaded once more
             setattr(cls, "fit", fit)  # noqa: B010
 

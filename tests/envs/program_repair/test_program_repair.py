@@ -205,7 +205,7 @@ def test_a_repair_terminates_and_a_checkpoint_goes_on(env):
     state = json.loads(json.dumps(env.state_dict()))
     other = ProgramRepair(max_episode_steps=2, timeout_s=20.0)
     assert other.load_state_dict(state) == env.prompt
-    assert other._box is env._box  # one warm server for both
+    assert other.judge is env.judge  # one warm server for both
     assert other.reset()[0] == env.reset()[0]  # the same next task
     names = set()
     for _ in range(60):

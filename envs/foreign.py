@@ -1,0 +1,175 @@
+"""Other people's environments, by their shape: whatever is reset and stepped with text learns here.
+
+`gem:ID`, `reasoning-gym:TASK` and `textarena:ID` are made by those packages (`pip install 'etpo[envs]'`). Any
+other object is taken whose `reset` and `step` return what gymnasium's, GEM's, older gym's or TextArena's do.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+
+from etpo.envs.text_space import AnyText
+
+Step = tuple[str, float, bool, bool, dict[str, Any]]
+
+
+class Adapted(gymnasium.Env[str, str]):
+    """An environment of another shape, as gymnasium's.
+
+    `step` may return five values (gymnasium, GEM), four with one end (older gym), or two (TextArena: done and
+    info; the observation and, at the end, the rewards are then asked for). `reset` may return the observation
+    with or without an info, or nothing.
+
+    Args:
+        inner: the environment.
+        reset_with: arguments of its `reset` besides the seed.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 - gymnasium's own form
+
+    def __init__(self, inner: Any, **reset_with: Any) -> None:
+        self.observation_space = AnyText()
+        self.action_space = AnyText()
+        self.inner = inner
+        self._reset_with = reset_with
+        self._takes_seed = _names(inner.reset, "seed")
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        if self._takes_seed:  # of later episodes, too: few keep numbers of their own
+            seed = int(self.np_random.integers(2**31)) if seed is None else seed
+            returned = self.inner.reset(seed=seed, **self._reset_with)
+        else:
+            returned = self.inner.reset(**self._reset_with)
+        if returned is None:
+            return self._observation(), {}
+        if isinstance(returned, tuple) and len(returned) == 2:
+            return _text(returned[0]), dict(returned[1] or {})
+        return _text(returned), {}
+
+    def step(self, action: str) -> Step:
+        returned = self.inner.step(action)
+        if len(returned) == 5:
+            obs, reward, terminated, truncated, info = returned
+            return _text(obs), float(reward), bool(terminated), bool(truncated), dict(info)
+        if len(returned) == 4:
+            obs, reward, done, info = returned
+            return _text(obs), float(reward), bool(done), False, dict(info)
+        if len(returned) == 2:
+            done, info = returned
+            if not done:
+                return self._observation(), 0.0, False, False, dict(info or {})
+            rewards, game_info = self.inner.close()
+            return "", float(rewards[0]), True, False, {**(info or {}), "game": dict(game_info or {})}
+        raise ValueError(
+            f"the environment's step: expected 5, 4 or 2 values (gymnasium, gym, TextArena), "
+            f"got {len(returned)}"
+        )
+
+    def _observation(self) -> str:
+        return _text(self.inner.get_observation()[1])
+
+    def close(self) -> None:
+        if hasattr(self.inner, "close") and not hasattr(self.inner, "get_observation"):
+            self.inner.close()  # TextArena's `close` ends a game and tells the rewards
+
+
+class Questions(gymnasium.Env[str, str]):
+    """A data set of reasoning-gym: an episode is one question, the reward its checker's verdict."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012 - gymnasium's own form
+
+    def __init__(self, dataset: Any) -> None:
+        self.observation_space = AnyText()
+        self.action_space = AnyText()
+        self.dataset = dataset
+        self.entry: dict[str, Any] = {}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.entry = self.dataset[int(self.np_random.integers(len(self.dataset)))]
+        return _text(self.entry["question"]), {}
+
+    def step(self, action: str) -> Step:
+        reward = float(self.dataset.score_answer(action.strip(), self.entry))
+        return _text(self.entry["question"]), reward, True, False, {}
+
+
+def adapt(env: Any) -> gymnasium.Env[Any, Any]:
+    """The environment where it is gymnasium's, else adapted by its shape; ValueError where it is none."""
+    if isinstance(env, gymnasium.Env):
+        return env
+    if callable(getattr(env, "reset", None)) and callable(getattr(env, "step", None)):
+        return Adapted(env)
+    raise ValueError(f"expected an environment with reset and step, got {type(env).__name__}")
+
+
+def make_foreign(spec: str, arguments: dict[str, Any]) -> gymnasium.Env[Any, Any] | None:
+    """`gem:ID`, `reasoning-gym:TASK` or `textarena:ID`; None where the text is none of these."""
+    source, _, name = spec.partition(":")
+    maker = MAKERS.get(source)
+    return None if maker is None else maker(name, arguments)
+
+
+def is_foreign(spec: str) -> bool:
+    """True where `make_foreign` knows the first word."""
+    return spec.partition(":")[0] in MAKERS
+
+
+def _gem(name: str, arguments: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    package = _load("gem", "gem-llm")
+    _load("gem.envs", "gem-llm")
+    return Adapted(_made(f"gem:{name}", lambda: package.make(name, **arguments)))
+
+
+def _reasoning_gym(name: str, arguments: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    package = _load("reasoning_gym", "reasoning-gym")
+    return Questions(
+        _made(f"reasoning-gym:{name}", lambda: package.create_dataset(name, **{"size": 1000, **arguments}))
+    )
+
+
+def _textarena(name: str, arguments: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    package = _load("textarena", "textarena")
+    return Adapted(_made(f"textarena:{name}", lambda: package.make(name, **arguments)), num_players=1)
+
+
+MAKERS: dict[str, Callable[[str, dict[str, Any]], gymnasium.Env[Any, Any]]] = {
+    "gem": _gem,
+    "reasoning-gym": _reasoning_gym,
+    "textarena": _textarena,
+}
+
+
+def _load(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"expected the package {package}, got: {error}; install it with pip install 'etpo[envs]'"
+        ) from error
+
+
+def _made(spec: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except Exception as error:  # each package has its own kinds of error for a name that it does not know
+        raise ValueError(f"cannot make environment {spec!r}: {type(error).__name__}: {error}") from error
+
+
+def _names(function: Any, parameter: str) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.name == parameter or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _text(obs: Any) -> str:
+    if not isinstance(obs, str):
+        raise ValueError(f"the environment's observation: expected text, got {type(obs).__name__}")
+    return obs
