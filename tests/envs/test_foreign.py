@@ -1,4 +1,4 @@
-"""Environments of other packages, played by fakes of the same shape; one by the package itself where it is."""
+"""Environments of other packages, played by fakes of the same shape; one by itself where it is."""
 
 import importlib.util
 import sys
