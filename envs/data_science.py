@@ -48,17 +48,17 @@ class DataScience(Coding):
         super().__init__(scorer, max_episode_steps, reflection)
         self.scorer = scorer
         rows, features = scorer.dataset.x.shape
-        self.prompt = self._first = task_prompt(
-            scorer.dataset.name, rows, features, len(scorer.dataset.class_names)
-        )
+        self.task = task_prompt(scorer.dataset.name, rows, features, len(scorer.dataset.class_names))
+        self.prompt = self.task
 
-    def draw_task(self) -> None:
-        """There is one task: nothing here is random."""
+    def draw_task(self) -> str:
+        """There is one task, told by its prompt: nothing here is random."""
+        return str(self.task)
 
-    def first_prompt(self, task: None) -> str:
-        return self._first
+    def first_prompt(self, task: str) -> str:
+        return task
 
-    def info_of(self, judged: Score, task: None) -> dict[str, Any]:
+    def info_of(self, judged: Score, task: str) -> dict[str, Any]:
         return {
             "outcome": judged.outcome,
             "auc_mean": judged.auc_mean,

@@ -141,7 +141,10 @@ def make_env(spec: str, **kwargs: Any) -> gymnasium.Env:
     entry_point, own = _entry_point(spec)
     if entry_point is None:
         return gymnasium.make(spec, **kwargs)
-    return adapt(_load_class(entry_point)(**{**own, **kwargs}))
+    try:
+        return adapt(_load_class(entry_point)(**{**own, **kwargs}))
+    except TypeError as error:  # an argument that it does not take, or lacks
+        raise ValueError(f"cannot make environment {spec!r}: {error}; see --env-arg") from error
 
 
 def takes(spec: str, parameter: str) -> bool:
