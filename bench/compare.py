@@ -135,7 +135,7 @@ def compare(plan: Plan, runs: Runs, tell: Tell) -> Comparison:
     if plan.fresh:
         cases = [case for v in chosen for case in _cases(v, plan, n_seeds)]
         others = _cases(Variant("frozen model", FROZEN), plan, n_seeds)
-        _make(others, runs, tell)
+        make_all(others, runs, tell)
         score_fresh(runs, [*cases, *others], tell)
         results = [[read_result(runs, case) for case in _cases(v, plan, n_seeds)] for v in chosen]
         frozen = rows_of([[read_result(runs, case) for case in others]])[0]
@@ -169,8 +169,8 @@ def _cases(variant: Variant, plan: Plan, n_seeds: int) -> list[Case]:
     return [Case(variant, plan.dataset, seed, plan.steps) for seed in range(n_seeds)]
 
 
-def _make(cases: Sequence[Case], runs: Runs, tell: Tell) -> None:
-    """Make reported runs, every one of which must reach its end."""
+def make_all(cases: Sequence[Case], runs: Runs, tell: Tell) -> None:
+    """Make reported runs. Raises ComparisonError where one did not reach its end, after all others did."""
     failures = runs.make(cases, tell, lambda case: read_result(runs, case).describe())
     if failures:
         case, told = next(iter(failures.items()))
@@ -188,7 +188,7 @@ def _run_seeds(
     level = level_of_looks(len(stops))
     for n_seeds in stops:
         by_variant = [_cases(variant, plan, n_seeds) for variant in chosen]
-        _make([case for column in zip(*by_variant, strict=True) for case in column], runs, tell)
+        make_all([case for column in zip(*by_variant, strict=True) for case in column], runs, tell)
         if plan.decide and n_seeds < plan.n_seeds:
             last = [[read_result(runs, case).last for case in own] for own in by_variant]
             differences = [paired_difference(last[0], other, level=level) for other in last[1:]]

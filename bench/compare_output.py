@@ -85,7 +85,7 @@ def _main_table(found: Comparison, first: str) -> list[str]:
         f"| algorithm | setting | reward | {first} less it | p | reward, equal CPU "
         f"| {first} less it, equal CPU | runs | KL | CPU s a run | best program, fresh splits |"
     )
-    lines = [head, _rule(head)]
+    lines = [head, rule(head)]
     for row in [*found.rows, *([found.frozen] if found.frozen else [])]:
         rival = row.rival
         cells = [
@@ -111,7 +111,7 @@ def _is_estimated(row: Row) -> bool:
 def _equal_kl_table(rows: Sequence[Row], first: str) -> list[str]:
     kls = [one.kl for one in rows[0].equal_kl]
     head = "| algorithm | " + " | ".join(f"reward at KL {kl:.3f} | {first} less it" for kl in kls) + " |"
-    lines = [head, _rule(head)]
+    lines = [head, rule(head)]
     for row in rows:
         cells = [row.variant.name]
         for one in row.equal_kl:
@@ -124,7 +124,7 @@ def _equal_kl_table(rows: Sequence[Row], first: str) -> list[str]:
 
 def _frontier_table(rows: Sequence[Row]) -> list[str]:
     head = "| algorithm | KL → reward, means over seeds of the iterations in each bin of KL |"
-    lines = [head, _rule(head)]
+    lines = [head, rule(head)]
     for row in rows:
         points = ", ".join(f"{p.kl:.3f} → {p.reward:+.3f}" for p in row.points)
         lines.append(f"| {row.variant.name} | {points or '–'} |")
@@ -133,7 +133,7 @@ def _frontier_table(rows: Sequence[Row]) -> list[str]:
 
 def _tuning_table(found: Comparison) -> list[str]:
     head = "| algorithm | setting | seed | reward | KL | |"
-    lines = [head, _rule(head)]
+    lines = [head, rule(head)]
     for row in found.rows:
         for trial in found.trials.get(row.variant.name, ()):
             is_taken = set(trial.settings) <= set(row.variant.settings)
@@ -152,7 +152,7 @@ def seeds_table(rows: Sequence[Row]) -> list[str]:
         "| algorithm | seed | reward | highest reward | runs | AUC of running | KL | best AUC | fresh splits "
         "| CPU s | wall s |"
     )
-    lines = [head, _rule(head)]
+    lines = [head, rule(head)]
     for row in rows:
         for r in row.results:
             auc = [_number(x, 4) for x in (r.auc_running, r.auc_best, r.auc_fresh)]
@@ -260,5 +260,6 @@ def _number(x: float | None, decimals: int) -> str:
     return "–" if x is None else f"{x:.{decimals}f}"
 
 
-def _rule(head: str) -> str:
+def rule(head: str) -> str:
+    """The line under the heading of a Markdown table."""
     return "|" + "---|" * (head.count("|") - 1)

@@ -4,11 +4,13 @@ import click
 
 from etpo import __version__
 from etpo.cli.bench import bench
+from etpo.cli.compare import compare_command
 from etpo.cli.data import data
 from etpo.cli.doctor import doctor
 from etpo.cli.errors import Group
 from etpo.cli.eval import evaluate
 from etpo.cli.export import export
+from etpo.cli.perplexity import perplexity
 from etpo.cli.pretrain import pretrain
 from etpo.cli.sample import sample
 from etpo.cli.score import score
@@ -26,5 +28,17 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (train, evaluate, sample, score, export, bench, data, doctor, pretrain):
+for command in (
+    train,
+    compare_command,
+    evaluate,
+    sample,
+    score,
+    export,
+    perplexity,
+    bench,
+    data,
+    doctor,
+    pretrain,
+):
     main.add_command(command)
