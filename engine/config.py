@@ -22,9 +22,9 @@ __all__ = ["OPTIONS", "PRESETS", "Config", "nearest", "read_toml", "resolve", "t
 PRESETS: dict[str, dict[str, Any]] = {
     # The authors' setting, on the paper's update: one batch on policy, one step of Lion, one-step backup.
     "paper": {
-        "beta": 0.01, "gamma": 0.99, "lam": 0.0, "q_form": "logits", "backup": "expected", "tau": 0.995,
-        "huber_delta": 10.0, "clip_norm": 10.0, "optimizer": "lion", "lr": 1e-6, "critic_lr": 1e-6,
-        "envs": 8, "rollout_steps": 2, "max_new_tokens": 256, "max_episode_steps": 5,
+        "algo": "etpo-q", "beta": 0.01, "gamma": 0.99, "lam": 0.0, "q_form": "logits", "backup": "expected",
+        "tau": 0.995, "huber_delta": 10.0, "clip_norm": 10.0, "optimizer": "lion", "lr": 1e-6,
+        "critic_lr": 1e-6, "envs": 8, "rollout_steps": 2, "max_new_tokens": 256, "max_episode_steps": 5,
         "replay_capacity": 16, "replay_weight": "none", "minibatch": 16, "updates_per_batch": 1,
         "protocol": "paper",
     },
@@ -43,6 +43,11 @@ MACHINE = "Machine and folder"
 def _by_optimizer(rate: str) -> str:
     """What a step size is where it is not given."""
     return ", ".join(f"{getattr(rates, rate):g} for {name}" for name, rates in LEARNING_RATES.items())
+
+
+def _by_algorithm(name: str) -> str:
+    """What a number is for each algorithm that trains, where it is not given."""
+    return ", ".join(f"{getattr(one, name):g} for {algo}" for algo, one in ALGORITHMS.items() if one.lr)
 
 
 @dataclass(frozen=True)
@@ -130,15 +135,29 @@ class Config:
     gamma: float = setting(
         0.99, OBJECTIVE, "Discount γ from one program to the next (inside a program it is 1).", low=0, high=1
     )
-    lam: float = setting(
-        1.0, OBJECTIVE, "λ of the Retrace traces: 0 looks one token ahead, 1 to the end of the episode.",
-        low=0, high=1,
+    lam: float | None = setting(
+        None, OBJECTIVE, "λ of the traces: 0 looks one token ahead (of ppo-kl: one program), 1 to the end.",
+        low=0, high=1, unset=_by_algorithm("lam"),
     )  # fmt: skip
     q_form: Literal["logits", "residual", "normalised"] = setting(
         "normalised", OBJECTIVE, "How Q is read from the critic's logits."
     )
     backup: Literal["expected", "soft"] = setting(
         "soft", OBJECTIVE, "Value of the next state: expected under the policy, or soft (log-sum-exp)."
+    )
+
+    clip_low: float = setting(
+        0.2,
+        OBJECTIVE,
+        "How far a ratio π/μ may fall below 1 and still count (ppo-kl, rloo, grpo).",
+        low=0,
+        high=1,
+    )
+    clip_high: float = setting(
+        0.2, OBJECTIVE, "How far a ratio π/μ may rise above 1 and still count (ppo-kl, rloo, grpo).", low=0
+    )
+    grpo: Literal["grpo", "dapo", "dr", "gspo"] = setting(
+        "grpo", OBJECTIVE, "Which form of GRPO: as published, or with the corrections of that name."
     )
 
     roles: Literal["auto", "full", "lora"] = setting(
@@ -216,6 +235,11 @@ class Config:
         if self.agent is not None and self.algo != "reflection":
             raise ValueError(f"--agent: expected --algo reflection beside it (an API cannot be "
                              f"trained), got --algo {self.algo}")  # fmt: skip
+
+    @property
+    def lam_in_force(self) -> float:
+        """λ as given, or what suits the algorithm."""
+        return ALGORITHMS[self.algo].lam if self.lam is None else self.lam
 
 
 OPTIONS = declared(Config)

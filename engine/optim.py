@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from etpo.engine.config import Config
+from etpo.engine.learners import ALGORITHMS
 from etpo.engine.models.roles import FINAL_GAIN, SCALAR_HEAD, Role, Roles
 from etpo.engine.rates import LEARNING_RATES, LearningRates
 
@@ -73,12 +74,23 @@ def optimizers_of(roles: Roles, config: Config) -> list[RoleOptimizer]:
     ]
 
 
+def policy_optimizer(roles: Roles, config: Config) -> RoleOptimizer:
+    """The policy's optimiser alone, for learners of one network."""
+    name, rates = rates_of(config, roles.form)
+    return role_optimizer(roles, "policy", name, rates.policy, rates)
+
+
 def rates_of(config: Config, form: str) -> tuple[str, LearningRates]:
     """The optimiser's name and step sizes: as configured, or those that suit the form of the roles."""
     name = config.optimizer
     if name == "auto":
         name = "adamw" if form == "lora" else "sgd"
-    given = {"policy": config.lr, "critic": config.critic_lr, "value": config.value_lr}
+    policy = ALGORITHMS[config.algo].lr.get(name)
+    given = {
+        "policy": config.lr if config.lr is not None else policy,
+        "critic": config.critic_lr,
+        "value": config.value_lr,
+    }
     return name, LEARNING_RATES[name]._replace(**{k: lr for k, lr in given.items() if lr is not None})
 
 

@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "engine.models": {"", "kernels", "envs.prompts", "engine.config"},
     "engine.learners": {
         "kernels", "engine.behaviour", "engine.config", "engine.losses", "engine.models", "engine.optim",
-        "engine.replay", "engine.step", "engine.targets",
+        "engine.policy_gradient", "engine.replay", "engine.returns", "engine.step", "engine.surrogates",
+        "engine.targets", "engine.values",
     },
     "engine.agents": {
         "", "engine.checkpoint", "engine.config", "engine.environments", "engine.interrupt",

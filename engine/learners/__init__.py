@@ -6,7 +6,7 @@ no other learner. To add one, write `engine/learners/NAME.py` with a class `NAME
 """
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 if TYPE_CHECKING:  # torch is imported when an algorithm is looked up, not to print help
@@ -19,16 +19,29 @@ if TYPE_CHECKING:  # torch is imported when an algorithm is looked up, not to pr
 
 @dataclass(frozen=True)
 class Algorithm:
-    """Where the class of an algorithm stands, and what the algorithm does, in half a sentence."""
+    """Where the class of an algorithm stands, what it does, in half a sentence, and what suits it.
+
+    Attributes:
+        lr: step size of the policy by momentum SGD and by AdamW; tuned alike for all, on seeds that no table
+            reports (docs/results/tuning.md).
+        lam: λ of its traces.
+    """
 
     class_path: str
     help: str
+    lr: dict[str, float] = field(default_factory=dict)
+    lam: float = 1.0
 
 
+_HERE = "etpo.engine.learners"
 ALGORITHMS = {
-    "etpo": Algorithm("etpo.engine.learners.etpo:EtpoLearner", "trains"),
+    "etpo": Algorithm(f"{_HERE}.etpo:EtpoLearner", "learns by soft values of every token", {"sgd": 0.2}, 1.0),
+    "etpo-q": Algorithm(f"{_HERE}.etpo_q:EtpoQLearner", "as the paper, with a critic network", {"sgd": 0.5}),
+    "ppo-kl": Algorithm(f"{_HERE}.ppo_kl:PpoKlLearner", "PPO of whole programs", {"sgd": 0.1}, 0.95),
+    "rloo": Algorithm(f"{_HERE}.rloo:RlooLearner", "REINFORCE, leave-one-out", {"sgd": 0.2}),
+    "grpo": Algorithm(f"{_HERE}.grpo:GrpoLearner", "GRPO and its corrections", {"sgd": 0.5}),
     "reflection": Algorithm(
-        "etpo.engine.learners.reflection:ReflectionLearner",
+        f"{_HERE}.reflection:ReflectionLearner",
         "only retries with the error message, the model stays as it is",
     ),
 }

@@ -1,188 +1,90 @@
-"""ETPO (arXiv:2402.06700): a soft Q function over tokens, and a policy that follows it.
+"""ETPO with a value of token states: soft Bellman targets for every token, a policy that moves to π̄·exp(Q/β).
 
-The learner sees models only through the `Roles` protocol: a language model and the table of a small MDP run
-the same code.
+Inside an action the next state is known from the token, so that Q(x_k, w_k) = ρ_k + d_k·V(x_{k+1}): a value
+of token states says of the tokens drawn all that a Q function over the vocabulary would. The policy descends
+β·KL(π ‖ π_Q) = −E_π[Q] + β·KL(π ‖ π̄) + V*, the paper's loss, with E_π[Q] by the tokens that were drawn and
+the KL to the reference exactly, over the vocabulary. One network moves; V is a regression in closed form
+(`etpo.engine.values`). `etpo-q` is the paper's way, with a second network for Q.
 """
 
-from typing import Any, ClassVar, NamedTuple
+import math
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from etpo.engine.behaviour import reference_hidden
 from etpo.engine.config import Config
 from etpo.engine.learners import UpdateLog
-from etpo.engine.losses import critic_at_tokens, critic_loss, policy_loss, q_of_tokens
-from etpo.engine.models.roles import Role, Roles, polyak
-from etpo.engine.optim import optimizers_of
-from etpo.engine.replay import Action, ActionBatch, Replay, collate
-from etpo.engine.step import BoundedStep
-from etpo.engine.targets import (
-    expected_value,
-    mix_of,
-    prefix_sums,
-    replay_weights,
-    retrace_targets,
-    token_stats,
-    token_values,
-    trace_coefficients,
-)
-
-
-class Targets(NamedTuple):
-    """What stage 4 hands to stage 5; all [K], no gradient.
-
-    Attributes:
-        y: the soft Bellman target of each drawn token.
-        q, v: Q̄ and V̄ of the target network, for the log.
-        at_ref: what Q reads of the reference at the token: log π̄(w) for `normalised`, else z_ref(w).
-        hidden_ref: [K, D], the reference's hidden states.
-        weight: of each token in the critic's loss; None: all alike.
-    """
-
-    y: Tensor
-    q: Tensor
-    v: Tensor
-    at_ref: Tensor
-    hidden_ref: Tensor
-    weight: Tensor | None
+from etpo.engine.models.roles import Role, Roles
+from etpo.engine.optim import policy_optimizer
+from etpo.engine.policy_gradient import Fresh, climb, look_at
+from etpo.engine.replay import Action
+from etpo.engine.targets import retrace_targets
+from etpo.engine.values import PrefixValue, state_features, weights_and_folds
+from etpo.kernels import Stream
 
 
 class EtpoLearner:
-    """Optimisers, replay buffer, and the two updates of ETPO on batches of actions.
+    """One network, and a regression for V.
 
     Args:
-        roles: policy, critic, target and reference.
+        roles: policy and reference.
         config: the update's part of a run's configuration.
     """
 
-    moves: ClassVar[tuple[Role, ...]] = ("policy", "critic", "target")
+    moves: ClassVar[tuple[Role, ...]] = ("policy",)
     acts: ClassVar[Role] = "policy"
 
     def __init__(self, roles: Roles, config: Config) -> None:
         self.roles, self.config = roles, config
-        self.optimizers = optimizers_of(roles, config)
-        self.replay = Replay(config.replay_capacity)
-        self.rng = np.random.default_rng(config.seed)
-        # Where nothing normalises z_Q, weights that fade with failure leave only drift upward: measured, both
-        # other forms then run away from the reference.
-        automatic = "truncated" if config.q_form == "normalised" else "none"
-        chosen = automatic if config.replay_weight == "auto" else config.replay_weight
-        self._weighs_replay = chosen == "truncated"
+        self.optimizer = policy_optimizer(roles, config)
+        self.value = PrefixValue()
 
     def update(self, fresh: list[Action]) -> UpdateLog:
-        """Several minibatch steps from the replay buffer; together they move the policy by a bounded KL."""
+        """Targets from V, steps of the policy on the fresh actions."""
         config = self.config
-        self.replay.add(fresh)
-        step = BoundedStep(self.roles, collate(fresh, config.gamma))
-        logs = []
-        for _ in range(config.updates_per_batch):
-            logs.append(self.step(collate(self.replay.sample(config.minibatch, self.rng), config.gamma)))
-        kl, share = step.shorten(config.max_kl_update)
-        for action in fresh:
-            action.hidden = None
-        loss_q, loss_pi, q_mean, v_mean = np.mean(logs, axis=0).tolist()
-        return UpdateLog(kl, share, loss_q, loss_pi, q_mean, v_mean)
+        seen = look_at(self.roles, fresh, config.gamma)
+        y, v = self.targets(seen)
+        advantage = y - v
+        size = seen.per_action(advantage.abs()) / torch.tensor(seen.lengths, device=advantage.device)
 
-    def step(self, batch: ActionBatch) -> tuple[float, float, float, float]:
-        """Targets, both losses, one optimiser step each, Polyak: (L_Q, L_π, mean Q̄, mean V̄)."""
-        config, roles = self.config, self.roles
-        targets = self.targets(batch)
-        sequences = batch.sequences()
-        critic = roles.stream("critic", roles.hidden("critic", sequences))
-        at_critic = critic_at_tokens(critic, batch.tokens_K.to(targets.y.device), config.q_form)
-        # The scalar head only reads the critic: its error is 1/β times that of the logits, and through the
-        # shared body it would move π_Q at random.
-        v_head = None if config.q_form == "logits" else roles.value("critic", critic.hidden.detach())
-        if v_head is not None and config.q_form == "normalised":
-            v_head = v_head + self._told_by_prefix(at_critic.detach() - targets.at_ref, batch)
-        q = q_of_tokens(at_critic, targets.at_ref, v_head, config.q_form, config.beta)
-        policy = roles.stream("policy", roles.hidden("policy", sequences))
-        reference = roles.stream("reference", targets.hidden_ref)
-        loss_q = critic_loss(q, targets.y, config.huber_delta, targets.weight)
-        loss_pi = policy_loss(policy, critic, reference, config.q_form, config.beta)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        (loss_q + loss_pi).backward()
-        for optimizer in self.optimizers:
-            optimizer.step(config.clip_norm)
-        polyak(roles, config.tau)
-        return loss_q.item(), loss_pi.item(), targets.q.mean().item(), targets.v.mean().item()
+        def loss_of(policy: Stream, logprob_K: Tensor) -> Tensor:
+            # Progress along an action, Σ A_k·log(π/μ)_k in units of its mean |A|: the log-ratio of the
+            # action where all its tokens have one advantage, bounded on one side as PPO bounds it.
+            progress = seen.per_action(advantage * (logprob_K - seen.logprob_mu)) / size
+            return -(size * progress.clamp_max(math.log1p(config.clip_high))).mean()
 
-    @torch.no_grad()
-    def targets(self, batch: ActionBatch) -> Targets:
-        """Retrace(λ) targets of every token of the batch from the target network."""
-        config, roles = self.config, self.roles
-        n = batch.n_tokens
-        sequences = batch.sequences(bootstraps=True)
-        hidden = roles.hidden("target", sequences)
-        hidden_ref = reference_hidden(roles, batch)
-        device = hidden.device
-        tokens = batch.tokens_K.to(device)
-        drawn = torch.cat((tokens, tokens.new_zeros(len(hidden) - n)))
-        policy = None
-        if config.backup == "expected":
-            policy = roles.stream("policy", roles.hidden("policy", sequences))
-        stats = token_stats(
-            policy,
-            roles.stream("target", hidden),
-            roles.stream("reference", hidden_ref),
-            drawn,
-            mix_of(config.q_form, config.beta),
-        )
-        v_head = None if config.q_form == "logits" else roles.value("target", hidden)
-        if v_head is not None and config.q_form == "normalised":
-            ratio = (stats.at_q - stats.lse_q) - (stats.at_r - stats.lse_r)
-            v_head = v_head.clone()
-            v_head[:n] += self._told_by_prefix(ratio[:n], batch)
-        values = token_values(stats, v_head, config.q_form, config.beta)
-        v, logprob = values.v_soft, values.logprob_soft
-        if stats.policy is not None:
-            v, logprob = expected_value(v, stats.policy, config.beta), stats.policy.logprob
-        logprob, logprob_mu = logprob[:n], batch.logprob_mu_K.to(device)
-        weight = None
-        if self._weighs_replay:
-            weight = replay_weights(logprob, logprob_mu, [len(a.tokens) for a in batch.actions]).float()
-        y = retrace_targets(
-            batch.reward_K.to(device),
-            batch.discount_K.to(device),
-            v[batch.next_K.to(device)].float(),
-            values.q[:n].float(),
-            trace_coefficients(logprob, logprob_mu, config.lam).float(),
-            batch.trace_goes_on_K.to(device),
-        )
-        return Targets(
-            y=y,
-            q=values.q[:n],
-            v=v[:n],
-            at_ref=(stats.at_r - stats.lse_r if config.q_form == "normalised" else stats.at_r)[:n],
-            hidden_ref=hidden_ref[:n],
-            weight=weight,
-        )
+        loss, kl, share = climb(self.roles, self.optimizer, seen, loss_of, config)
+        return UpdateLog(kl, share, advantage.square().mean().item(), loss, y.mean().item(), v.mean().item())
 
-    def _told_by_prefix(self, log_ratio_K: Tensor, batch: ActionBatch) -> Tensor:
-        """β·Σ_{j<k} log(π_Q/π̄)(w_j) [K]: what the tokens drawn so far have already done to the value.
+    def targets(self, seen: Fresh) -> tuple[Tensor, Tensor]:
+        """(y, V) [K] at the drawn tokens; afterwards V has learned their returns.
 
-        Inside an action Q(x_k, w_k) = V(x_{k+1}) at the optimum, so V*(x_k) is V* at the action's first token
-        plus this sum. With it in v, later tokens are not blamed for a fault that an earlier one explains, and
-        the scalar head is left with what the critic's own ratios cannot say.
+        y_k = ρ_k − β·KL_k + d_k·[(1 − λ)·V(x_{k+1}) + λ·y_{k+1}], KL_k that of the policy at x_k: so V is the
+        soft value V_π(x) = E_π[Q] − β·KL(π ‖ π̄), and y − V has mean 0 where V is right.
         """
-        return self.config.beta * prefix_sums(log_ratio_K, [len(a.tokens) for a in batch.actions])
+        batch, n = seen.batch, seen.batch.n_tokens
+        features = state_features(batch, seen.hidden_ref, seen.logprob_ref, seen.entropy_ref)
+        log_ratio = (seen.logprob_mu - seen.logprob_ref).double().cpu()
+        reward = batch.reward_K.double() - self.config.beta * log_ratio
+
+        def targets(v: Tensor, lam: float) -> Tensor:
+            return retrace_targets(
+                reward, batch.discount_K.double(), v[batch.next_K], v[:n], torch.full_like(reward, lam),
+                batch.trace_goes_on_K,
+            )  # fmt: skip
+
+        v = self.value.regress(features, *weights_and_folds(batch), lambda v: targets(v, 1.0))
+        device = seen.logprob_mu.device
+        return targets(v, self.config.lam_in_force).float().to(device), v[:n].float().to(device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The optimisers' moments and the replayed actions."""
-        tensors = {f"replay/{name}": packed for name, packed in self.replay.state()[0].items()}
-        for optimizer in self.optimizers:
-            tensors |= optimizer.tensors()
-        return tensors
+        """The optimiser's moments, and what V has learned."""
+        return self.optimizer.tensors() | self.value.tensors()
 
     def state(self) -> dict[str, Any]:
-        return {"rng": self.rng.bit_generator.state, "replay": self.replay.state()[1]}
+        return {}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        for optimizer in self.optimizers:
-            optimizer.restore(tensors)
-        packed = {name[len("replay/") :]: t for name, t in tensors.items() if name.startswith("replay/")}
-        self.replay.restore(packed, state["replay"])
-        self.rng.bit_generator.state = state["rng"]
+        self.optimizer.restore(tensors)
+        self.value.restore(tensors)

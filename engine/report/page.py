@@ -96,7 +96,7 @@ def _header(run: Learned) -> str:
         "programs": f"{run.n_programs:,} of {config.steps:,}",
         "seed": str(config.seed),
         "wall time": duration(run.wall_s),
-        "β, γ, λ": f"{config.beta:g}, {config.gamma:g}, {config.lam:g}",
+        "β, γ, λ": f"{config.beta:g}, {config.gamma:g}, {config.lam_in_force:g}",
         "etpo": __version__,
     }
     cells = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
@@ -112,7 +112,7 @@ def _verdict(run: Learned) -> str:
     told.append(f"The mean reward went from {_signed(first.reward_mean)} to {_signed(last.reward_mean)}.")
     if run.best is not None:
         told.append(f"The best program has an AUC of {_auc(run.best.auc_mean, run.best.auc_std)}.")
-    if run.kl_ref is not None and run.config.algo == "etpo":
+    if run.kl_ref is not None and run.config.algo != "reflection":
         moved = _signed(run.kl_ref)
         told.append(f"The policy stands {moved} nat a token (KL) from the model that it started as.")
     return f'<p class="verdict">{" ".join(told)}</p>'
@@ -145,7 +145,7 @@ def _curves(run: Learned) -> str:
             Series(name, [(m["step"], m.get(key)) for m in run.metrics], css)
             for (key, name), css in zip(curve.keys, "ab", strict=False)
         ]
-        shown = {"all": True, "auc": run.has_auc, "etpo": run.config.algo == "etpo"}[curve.where]
+        shown = {"all": True, "auc": run.has_auc, "etpo": run.config.algo != "reflection"}[curve.where]
         if not shown or all(y is None for line in lines for _, y in line.points):
             continue
         bound = run.config.max_kl_update if curve.keys[0][0] == "kl_update" else None

@@ -12,7 +12,7 @@ from etpo.engine.config import Config, resolve, to_toml
             {"q_form": "normalized"},
             r"--q-form: expected one of .*; did you mean 'normalised'",
         ),
-        ({"algo": "ppo"}, "--algo: expected one of etpo, reflection, got 'ppo'"),
+        ({"algo": "ppo"}, "--algo: expected one of etpo, etpo-q, ppo-kl, rloo, grpo, reflection, got 'ppo'"),
         ({"backup": "Soft"}, "--backup: expected one of expected, soft, got 'Soft'"),
         ({"steps": "500"}, "--steps: expected int, got '500'"),
         ({"steps": True}, "--steps: expected int, got True"),

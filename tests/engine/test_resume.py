@@ -67,15 +67,17 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert records_a == records_b
 
 
-@pytest.mark.parametrize("roles", ["full", "lora"])
-@pytest.mark.parametrize("first", [24, 21])
-def test_a_resumed_run_is_the_uninterrupted_run(tiny_folder, tmp_path, roles, first):
+@pytest.mark.parametrize(("algo", "roles", "first"), [
+    ("etpo", "full", 24), ("etpo", "lora", 21), ("etpo-q", "full", 24), ("etpo-q", "full", 21),
+    ("etpo-q", "lora", 21), ("ppo-kl", "full", 21), ("rloo", "full", 24), ("grpo", "full", 24),
+])  # fmt: skip
+def test_a_resumed_run_is_the_uninterrupted_run(tiny_folder, tmp_path, algo, roles, first):
     """48 steps = `first` + resume + the rest; 21 ends inside an iteration, which is then run again whole."""
-    run(tmp_path / "a", config_of(tiny_folder, 48, roles=roles))
-    outcome = run(tmp_path / "b", config_of(tiny_folder, first, roles=roles))
+    run(tmp_path / "a", config_of(tiny_folder, 48, algo=algo, roles=roles))
+    outcome = run(tmp_path / "b", config_of(tiny_folder, first, algo=algo, roles=roles))
     assert outcome.step == first
     assert len(read_records(tmp_path / "b" / "programs.jsonl")) == first
-    run(tmp_path / "b", config_of(tiny_folder, 48, roles=roles), resume=True)
+    run(tmp_path / "b", config_of(tiny_folder, 48, algo=algo, roles=roles), resume=True)
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 

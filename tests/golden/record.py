@@ -28,19 +28,31 @@ SHORT = {
 }  # fmt: skip
 GRID = {"env": "etpo/GridWorld-v0", "max_new_tokens": 6, "steps": 32}
 CASES: dict[str, dict[str, Any]] = {
-    "full": {"steps": 16, "max_new_tokens": 48},
-    "lora": {"steps": 16, "max_new_tokens": 48, "roles": "lora", "lora_rank": 4},
+    "etpo": {"steps": 16, "max_new_tokens": 48},
+    "full": {"algo": "etpo-q", "steps": 16, "max_new_tokens": 48},
+    "lora": {"algo": "etpo-q", "steps": 16, "max_new_tokens": 48, "roles": "lora", "lora_rank": 4},
     "reflection": {"steps": 16, "max_new_tokens": 48, "algo": "reflection"},
-    "grid": GRID,
-    "grid-residual-expected": {**GRID, "q_form": "residual", "backup": "expected", "lam": 0.9},
+    "grid-etpo": GRID,
+    "grid-ppo-kl": {**GRID, "algo": "ppo-kl"},
+    "grid-rloo": {**GRID, "algo": "rloo"},
+    "grid-grpo": {**GRID, "algo": "grpo", "grpo": "gspo"},
+    "grid": {**GRID, "algo": "etpo-q"},
+    "grid-residual-expected": {
+        **GRID,
+        "algo": "etpo-q",
+        "q_form": "residual",
+        "backup": "expected",
+        "lam": 0.9,
+    },
     "grid-logits-lion": {
         **GRID,
+        "algo": "etpo-q",
         "q_form": "logits",
         "optimizer": "lion",
         "replay_weight": "none",
         "lam": 0.0,
     },
-    "repair": {"env": "etpo/ProgramRepair-v0", "steps": 8, "max_new_tokens": 48},
+    "repair": {"algo": "etpo-q", "env": "etpo/ProgramRepair-v0", "steps": 8, "max_new_tokens": 48},
 }
 
 

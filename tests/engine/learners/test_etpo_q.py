@@ -1,11 +1,11 @@
-"""ETPO's own update reaches the dynamic-programming optimum of a GridWorld, in every Q form and backup."""
+"""The update of the paper's two networks reaches the optimum of a GridWorld, in every Q form and backup."""
 
 import numpy as np
 import pytest
 import torch
 
 from etpo.engine.config import Config
-from etpo.engine.learners.etpo import EtpoLearner
+from etpo.engine.learners.etpo_q import EtpoQLearner
 from etpo.engine.replay import collate
 from etpo.envs.words.grid import grid_word_mdp
 from etpo.envs.words.mdp import token_table
@@ -31,13 +31,13 @@ def test_the_update_reaches_the_optimum(q_form, backup, lam, behaviour, replay_w
     mdp = grid_word_mdp(size=3)
     table = token_table(mdp)
     config = Config(
-        beta=BETA, gamma=GAMMA, lam=lam, q_form=q_form, backup=backup, optimizer="adamw",
+        algo="etpo-q", beta=BETA, gamma=GAMMA, lam=lam, q_form=q_form, backup=backup, optimizer="adamw",
         lr=0.05, critic_lr=0.05, value_lr=0.05, tau=0.8,
         clip_norm=100.0, max_kl_update=1.0, replay_capacity=512, minibatch=256, updates_per_batch=2,
         replay_weight=replay_weight,
     )  # fmt: skip
     roles = TabularRoles(mdp)
-    learner = EtpoLearner(roles, config)
+    learner = EtpoQLearner(roles, config)
     best = entropy_regularised_return(table, soft_optimum(table, BETA, GAMMA).policy, BETA, GAMMA)
     start = entropy_regularised_return(table, roles.policy_XV(), BETA, GAMMA)
     assert start < 0.5 * best, "the task must have something to learn"
@@ -65,9 +65,11 @@ class BiasedRoles(TabularRoles):
 
 def test_the_update_measures_how_far_a_heads_bias_moves_the_policy():
     mdp = grid_word_mdp(size=3)
-    config = Config(optimizer="adamw", lr=0.05, critic_lr=0.5, max_kl_update=10.0, updates_per_batch=4)
+    config = Config(
+        algo="etpo-q", optimizer="adamw", lr=0.05, critic_lr=0.5, max_kl_update=10.0, updates_per_batch=4
+    )
     roles = BiasedRoles(mdp)
-    learner = EtpoLearner(roles, config)
+    learner = EtpoQLearner(roles, config)
     fresh = play(mdp, roles, "policy", 32, 0, learner.rng)
     sequences = collate(fresh, GAMMA).sequences()
     hidden = roles.hidden("policy", sequences)
@@ -85,12 +87,14 @@ def test_the_update_measures_how_far_a_heads_bias_moves_the_policy():
 def test_inside_an_action_q_is_the_value_of_the_next_token_state():
     """With v = u + β·Σ_{j<k} log(π_Q/π̄)(w_j) and u ≡ 0, Q(x_k, w_k) = V(x_{k+1}) for any logits."""
     mdp = grid_word_mdp(size=3)
-    config = Config(beta=BETA, gamma=GAMMA, lam=0.0, q_form="normalised", backup="soft", optimizer="adamw")
+    config = Config(
+        algo="etpo-q", beta=BETA, gamma=GAMMA, lam=0.0, q_form="normalised", backup="soft", optimizer="adamw"
+    )
     roles = TabularRoles(mdp)
     generator = torch.Generator().manual_seed(0)
     roles.tables["target"].data += torch.randn(roles.tables["target"].shape, generator=generator)
     batch = collate(play(mdp, roles, "policy", 32, 0, np.random.default_rng(0)), GAMMA)
-    targets = EtpoLearner(roles, config).targets(batch)
+    targets = EtpoQLearner(roles, config).targets(batch)
     inner = batch.discount_K == 1.0
     inner[torch.tensor([len(a.tokens) for a in batch.actions]).cumsum(0) - 1] = False
     assert inner.sum() >= 16
@@ -102,9 +106,9 @@ def test_inside_an_action_q_is_the_value_of_the_next_token_state():
 def test_an_action_that_the_policy_would_no_longer_take_weighs_less(backup):
     """The ratio is of the policy whose value the backup takes: π_Q̄ for `soft`, π for `expected`."""
     mdp = grid_word_mdp(size=3)
-    config = Config(beta=BETA, gamma=GAMMA, backup=backup, optimizer="adamw")
+    config = Config(algo="etpo-q", beta=BETA, gamma=GAMMA, backup=backup, optimizer="adamw")
     roles = TabularRoles(mdp)
-    learner = EtpoLearner(roles, config)
+    learner = EtpoQLearner(roles, config)
     batch = collate(play(mdp, roles, "policy", 32, 0, np.random.default_rng(0)), GAMMA)
     fresh = learner.targets(batch).weight
     assert fresh is not None
@@ -121,7 +125,8 @@ def test_an_action_that_the_policy_would_no_longer_take_weighs_less(backup):
     ends = torch.tensor([len(a.tokens) for a in batch.actions]).cumsum(0) - 1
     assert weight[ends].tolist() == pytest.approx(want, rel=1e-3)
     assert 0 < min(want) < 0.5, "some action must have become unlikely"
-    for without in (Config(replay_weight="none"), Config(q_form="residual"), Config(q_form="logits")):
-        assert EtpoLearner(roles, without).targets(batch).weight is None
-    forced = EtpoLearner(roles, Config(q_form="residual", replay_weight="truncated"))
+    for options in ({"replay_weight": "none"}, {"q_form": "residual"}, {"q_form": "logits"}):
+        without = Config(algo="etpo-q", **options)
+        assert EtpoQLearner(roles, without).targets(batch).weight is None
+    forced = EtpoQLearner(roles, Config(algo="etpo-q", q_form="residual", replay_weight="truncated"))
     assert forced.targets(batch).weight is not None

@@ -1,0 +1,95 @@
+"""What the policy-gradient learners share: what is known of the fresh actions, and the epochs over them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from etpo.engine.behaviour import reference_hidden
+from etpo.engine.config import Config
+from etpo.engine.losses import logprob_and_entropy, stream_kl
+from etpo.engine.models.roles import Roles
+from etpo.engine.optim import RoleOptimizer
+from etpo.engine.replay import Action, ActionBatch, collate, known
+from etpo.engine.step import BoundedStep
+from etpo.kernels import Stream
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """The actions of one iteration with the numbers that every learner wants; K token states, no gradient.
+
+    Attributes:
+        batch: the actions, packed.
+        reference: the reference's stream at the K states.
+        hidden_ref: [K + M, D], the reference's hidden states, bootstrap states last.
+        logprob_ref, entropy_ref: [K], log π̄(w_k) and the entropy of π̄(·|x_k).
+        kl_ref: [K], KL(π(·|x_k) ‖ π̄(·|x_k)) of the policy that drew, exact.
+        logprob_mu: [K], log μ(w_k).
+    """
+
+    batch: ActionBatch
+    reference: Stream
+    hidden_ref: Tensor
+    logprob_ref: Tensor
+    entropy_ref: Tensor
+    kl_ref: Tensor
+    logprob_mu: Tensor
+
+    @property
+    def lengths(self) -> list[int]:
+        """L of each action, in tokens."""
+        return [len(action.tokens) for action in self.batch.actions]
+
+    def per_action(self, x_K: Tensor) -> Tensor:
+        """Σ over an action's tokens, [A]."""
+        return torch.stack([x.sum() for x in x_K.split(self.lengths)])
+
+    def per_token(self, x_A: Tensor) -> Tensor:
+        """An action's number at each of its tokens, [K]."""
+        return x_A.repeat_interleave(torch.tensor(self.lengths, device=x_A.device))
+
+
+@torch.no_grad()
+def look_at(roles: Roles, actions: list[Action], gamma: float) -> Fresh:
+    """The numbers of `Fresh`, from the hidden states that the rollout kept and one pass of the reference."""
+    batch = collate(actions, gamma)
+    policy = roles.stream("policy", torch.cat([known(a.hidden) for a in batch.actions]))
+    device = policy.hidden.device
+    tokens = batch.tokens_K.to(device)
+    hidden_ref = reference_hidden(roles, batch)
+    reference = roles.stream("reference", hidden_ref[: batch.n_tokens])
+    logprob_ref, entropy_ref = logprob_and_entropy(reference, tokens)
+    return Fresh(
+        batch, reference, hidden_ref, logprob_ref, entropy_ref, stream_kl(policy, reference),
+        batch.logprob_mu_K.to(device),
+    )  # fmt: skip
+
+
+# (policy's stream with gradient, its log π(w_k) [K] with gradient) -> loss, scalar
+PolicyLoss = Callable[[Stream, Tensor], Tensor]
+
+
+def climb(
+    roles: Roles, optimizer: RoleOptimizer, fresh: Fresh, loss_of: PolicyLoss, config: Config
+) -> tuple[float, float, float]:
+    """`updates_per_batch` steps of the policy on all fresh actions, which together keep to the KL bound.
+
+    Returns:
+        the mean loss, the KL of the update in nat a token, and the share of the step that was kept.
+    """
+    step = BoundedStep(roles, fresh.batch)
+    sequences, losses = fresh.batch.sequences(), []
+    tokens = fresh.batch.tokens_K.to(fresh.logprob_mu.device)
+    for _ in range(config.updates_per_batch):
+        policy = roles.stream("policy", roles.hidden("policy", sequences))
+        loss = loss_of(policy, logprob_and_entropy(policy, tokens)[0])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(config.clip_norm)
+        losses.append(loss.item())
+    kl, share = step.shorten(config.max_kl_update)
+    for action in fresh.batch.actions:
+        action.hidden = None
+    return sum(losses) / len(losses), kl, share
