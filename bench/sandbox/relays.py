@@ -5,7 +5,6 @@ the rows, the one that is best for those rows, and sends its number; the next sp
 What a channel carries shows as an AUC above one half. `etpo bench sandbox --relays N` runs each N times.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,7 @@ def splits(k, n=958):
     order = np.random.RandomState(k).permutation(n); v = -(-n // 2); return order[v:], order[:v]
 def rankings(x, k):
     onehot = np.hstack([(x == v).astype(float) for v in (0, 1, 2)])
-    return onehot @ np.random.RandomState(700 + k).normal(size=(27, 2 ** BITS))
+    return onehot @ np.random.RandomState(100 * RUN + k).normal(size=(27, 2 ** BITS))
 def best(x, y, k):
     theirs = set(splits(k + 1)[1].tolist()); keep = np.array([i in theirs for i in splits(k)[0]])
     ranks = rankings(x[keep], k + 1).argsort(0).argsort(0); return int(ranks[y[keep] == 1].sum(0).argmax())
@@ -124,18 +123,19 @@ def send(m, k):
 def measure_relays(
     runs: int = 3, workers: int | None = None, tell: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
-    """Score each relay `runs` times without audits, and once with; what holds scores at most `LIMIT`."""
+    """Each relay `runs` times, and once with audits; held is what scores at most `LIMIT` on average."""
     data = load_dataset("tic-tac-toe")
     found: dict[str, Any] = {}
     with Sandbox(workers=workers) as sandbox:
         for name, channel in RELAYS.items():
-            source, scores = _IMPORTS + channel + _HEAD, []
+            scores = []
             for run in range(runs):
-                time.sleep(0.1 * run)
+                # Rankings of its own for each run: one that a constant message picks may be good by luck.
+                source = f"{_IMPORTS}RUN = {run + 1}\n{channel}{_HEAD}"
                 scores.append(Scorer(data, sandbox).score(source))
             audited = Scorer(data, sandbox, audit_share=1.0).score(source)
             rewards = [round(score.reward, 4) for score in scores]
-            is_held = max(rewards) <= LIMIT or audited.outcome == "dishonest"
+            is_held = sum(rewards) / runs <= LIMIT or audited.outcome == "dishonest"
             found[name] = {
                 "rewards": rewards, "error": scores[-1].error, "audited": audited.outcome, "held": is_held
             }  # fmt: skip
