@@ -39,24 +39,30 @@ class Variant:
 
 DEFAULT = Variant("default")
 FROZEN = Variant("frozen", ("--algo", "reflection"))
-# one factor at a time around the default: λ 1, normalised, soft, β 0.1, τ 0.9, truncated weights of replayed
-# programs, full weights, SGD, 5 updates
+Q = ("--algo", "etpo-q")
+# One factor at a time around the default, and around etpo-q: λ 1, normalised, soft, β 0.1, τ 0.9, truncated
+# weights of replayed programs, full weights, SGD, 5 updates.
 ABLATION = (
     DEFAULT,
-    Variant("λ 0", ("--lam", "0")),
-    Variant("λ 0.9", ("--lam", "0.9")),
-    Variant("Q form logits", ("--q-form", "logits", "--replay-weight", "truncated")),
-    Variant("Q form residual", ("--q-form", "residual", "--replay-weight", "truncated")),
-    Variant("backup expected", ("--backup", "expected")),
-    Variant("β 0.03", ("--beta", "0.03")),
-    Variant("β 0.3", ("--beta", "0.3")),
-    Variant("τ 0.995", ("--tau", "0.995")),
-    Variant("replay weight none", ("--replay-weight", "none")),
-    # as those two forms are where the weight is not given
-    Variant("logits unweighted", ("--q-form", "logits")),
-    Variant("residual unweighted", ("--q-form", "residual")),
+    Variant("λ 0.95", ("--lam", "0.95")),
     Variant("lora", ("--roles", "lora")),
     Variant("adamw", ("--optimizer", "adamw")),
+    Variant("ppo-kl", ("--algo", "ppo-kl")),
+    Variant("rloo", ("--algo", "rloo")),
+    Variant("grpo", ("--algo", "grpo")),
+    Variant("q", Q),
+    Variant("q λ 0", (*Q, "--lam", "0")),
+    Variant("q λ 0.9", (*Q, "--lam", "0.9")),
+    Variant("q form logits", (*Q, "--q-form", "logits", "--replay-weight", "truncated")),
+    Variant("q form residual", (*Q, "--q-form", "residual", "--replay-weight", "truncated")),
+    Variant("q backup expected", (*Q, "--backup", "expected")),
+    Variant("q β 0.03", (*Q, "--beta", "0.03")),
+    Variant("q β 0.3", (*Q, "--beta", "0.3")),
+    Variant("q τ 0.995", (*Q, "--tau", "0.995")),
+    Variant("q replay weight none", (*Q, "--replay-weight", "none")),
+    # as those two forms are where the weight is not given
+    Variant("q logits unweighted", (*Q, "--q-form", "logits")),
+    Variant("q residual unweighted", (*Q, "--q-form", "residual")),
     Variant("preset paper", ("--preset", "paper")),
     FROZEN,
 )

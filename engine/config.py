@@ -186,9 +186,10 @@ class Config:
     tau: float = setting(
         0.9, UPDATE, "Share of itself that the target network keeps at each step.", low=0, high=1
     )
-    max_kl_update: float = setting(
-        0.02, UPDATE, "Bound on the KL by which one update may move the policy.", unit="nat a token", above=0
-    )
+    max_kl_update: float | None = setting(
+        None, UPDATE, "Bound on the KL by which one update may move the policy.", unit="nat a token", above=0,
+        unset=_by_algorithm("max_kl"),
+    )  # fmt: skip
     replay_capacity: int = setting(512, UPDATE, "Programs kept for later updates.", unit="programs", low=1)
     replay_weight: Literal["auto", "none", "truncated"] = setting(
         "auto", UPDATE,
@@ -240,6 +241,11 @@ class Config:
     def lam_in_force(self) -> float:
         """λ as given, or what suits the algorithm."""
         return ALGORITHMS[self.algo].lam if self.lam is None else self.lam
+
+    @property
+    def max_kl_in_force(self) -> float:
+        """The bound on an update's KL as given, or what suits the algorithm."""
+        return ALGORITHMS[self.algo].max_kl if self.max_kl_update is None else self.max_kl_update
 
 
 OPTIONS = declared(Config)

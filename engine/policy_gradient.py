@@ -89,7 +89,7 @@ def climb(
         loss.backward()
         optimizer.step(config.clip_norm)
         losses.append(loss.item())
-    kl, share = step.shorten(config.max_kl_update)
+    kl, share = step.shorten(config.max_kl_in_force)
     for action in fresh.batch.actions:
         action.hidden = None
     return sum(losses) / len(losses), kl, share

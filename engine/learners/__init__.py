@@ -22,21 +22,24 @@ class Algorithm:
     """Where the class of an algorithm stands, what it does, in half a sentence, and what suits it.
 
     Attributes:
-        lr: step size of the policy by momentum SGD and by AdamW; tuned alike for all, on seeds that no table
-            reports (docs/results/tuning.md).
+        lr: step size of the policy, by optimiser; where one is not named, that of `LEARNING_RATES`.
         lam: λ of its traces.
+        max_kl: the KL by which one update may move the policy, nat a token.
     """
 
     class_path: str
     help: str
     lr: dict[str, float] = field(default_factory=dict)
     lam: float = 1.0
+    max_kl: float = 0.05
 
 
 _HERE = "etpo.engine.learners"
 ALGORITHMS = {
     "etpo": Algorithm(f"{_HERE}.etpo:EtpoLearner", "learns by soft values of every token", {"sgd": 0.2}, 1.0),
-    "etpo-q": Algorithm(f"{_HERE}.etpo_q:EtpoQLearner", "as the paper, with a critic network", {"sgd": 0.5}),
+    "etpo-q": Algorithm(
+        f"{_HERE}.etpo_q:EtpoQLearner", "as the paper, with a critic network", {"sgd": 0.5}, max_kl=0.02
+    ),
     "ppo-kl": Algorithm(f"{_HERE}.ppo_kl:PpoKlLearner", "PPO of whole programs", {"sgd": 0.1}, 0.95),
     "rloo": Algorithm(f"{_HERE}.rloo:RlooLearner", "REINFORCE, leave-one-out", {"sgd": 0.2}),
     "grpo": Algorithm(f"{_HERE}.grpo:GrpoLearner", "GRPO and its corrections", {"sgd": 0.5}),

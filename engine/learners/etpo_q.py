@@ -79,7 +79,7 @@ class EtpoQLearner:
         logs = []
         for _ in range(config.updates_per_batch):
             logs.append(self.step(collate(self.replay.sample(config.minibatch, self.rng), config.gamma)))
-        kl, share = step.shorten(config.max_kl_update)
+        kl, share = step.shorten(config.max_kl_in_force)
         for action in fresh:
             action.hidden = None
         loss_q, loss_pi, q_mean, v_mean = np.mean(logs, axis=0).tolist()

@@ -148,7 +148,7 @@ def _curves(run: Learned) -> str:
         shown = {"all": True, "auc": run.has_auc, "etpo": run.config.algo != "reflection"}[curve.where]
         if not shown or all(y is None for line in lines for _, y in line.points):
             continue
-        bound = run.config.max_kl_update if curve.keys[0][0] == "kl_update" else None
+        bound = run.config.max_kl_in_force if curve.keys[0][0] == "kl_update" else None
         chart = line_chart(
             lines, unit=curve.unit, smooth=curve.smooth, low=curve.low, high=curve.high, bound=bound
         )
