@@ -1,9 +1,9 @@
 """`etpo eval`: fresh programs of the trained policy beside those of the model that it started as."""
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,10 +12,10 @@ import click
 from etpo.cli.errors import write_file
 
 if TYPE_CHECKING:
-    from etpo.engine.report.summary import Program
     from etpo.engine.trained import Trained
     from etpo.envs.scoring import Score, Scorer
 
+FRESH_SEEDS = range(5, 25)
 ROLES: tuple[Literal["policy", "reference"], ...] = ("policy", "reference")
 MEASURES = (
     ("runnable share", "runnable_share", "{:.0%}"),
@@ -55,15 +55,18 @@ def evaluate(run: Path, n: int, seed: int, json_file: Path | None, device: str) 
     for line in trained.notes:
         click.echo(f"Passed over a damaged checkpoint: {line}", err=True)
     measure = _on_data if config.env is None else _in_environment
-    record = measure(trained, n, seed)
+    record: dict[str, Any] = {"step": trained.step, "n": n, "seed": seed}
+    try:
+        measure(trained, n, seed, record)
+    finally:  # what was drawn and scored before something failed is kept, too
+        if json_file:
+            write_file("--json", json_file, json.dumps(record, indent=2) + "\n")
     _show(record)
-    if json_file:
-        write_file("--json", json_file, json.dumps(record, indent=2) + "\n")
 
 
-def _on_data(trained: "Trained", n: int, seed: int) -> dict[str, Any]:
+def _on_data(trained: "Trained", n: int, seed: int, record: dict[str, Any]) -> None:
     """Programs of both roles behind the data set's first prompt, and the run's best one."""
-    from etpo.engine.report.summary import Program
+    from etpo.engine.progress import check_digests
     from etpo.engine.trained import first_state
     from etpo.envs.datasets import load_dataset
     from etpo.envs.sandbox import Sandbox
@@ -71,69 +74,89 @@ def _on_data(trained: "Trained", n: int, seed: int) -> dict[str, Any]:
 
     config = trained.config
     data = load_dataset(config.dataset, config.target, config.protocol)
+    check_digests(trained.digests, {"table": data.digest}, trained.folder.path)
     prompt, _ = first_state(config)
-    record: dict[str, Any] = {
-        "dataset": data.name, "synthetic": data.synthetic, "step": trained.step, "n": n, "seed": seed,
-    }  # fmt: skip
+    record |= {"dataset": data.name, "synthetic": data.synthetic}
     with Sandbox(config.sandbox, config.timeout_s) as sandbox:
         scorer = Scorer(data, sandbox)
         for role in ROLES:
             click.echo(f"Drawing and scoring {n} programs of the {role} …", err=True)
             texts = trained.sample(prompt, n, seed=seed, role=role)
-            record[role] = _window(
-                Program(i, s.reward, s.outcome, s.auc_mean, s.auc_std, s.error, hash(text))
-                for i, (s, text) in enumerate(zip(scorer.score_many(texts), texts, strict=True))
-            )
+            programs = record[role] = {"programs": [{"text": text} for text in texts]}
+            for program, score in zip(programs["programs"], scorer.score_many(texts), strict=True):
+                program |= {
+                    "reward": score.reward, "outcome": score.outcome, "auc_mean": score.auc_mean,
+                    "auc_std": score.auc_std, "error": score.error,
+                }  # fmt: skip
+            record[role] = _window(programs["programs"]) | programs
         record["best_program"] = _best(trained, scorer)
-    return record
 
 
-def _in_environment(trained: "Trained", n: int, seed: int) -> dict[str, Any]:
+def _in_environment(trained: "Trained", n: int, seed: int, record: dict[str, Any]) -> None:
     """The first action of both roles in n episodes; episode i is reset with seed + i."""
     from etpo.engine.environments import settings_for
-    from etpo.engine.report.summary import Program
+    from etpo.envs import answers
     from etpo.envs.vector import make_env
 
     assert trained.config.env is not None
-    record: dict[str, Any] = {"env": trained.config.env, "step": trained.step, "n": n, "seed": seed}
+    record |= {"env": trained.config.env}
     env = make_env(trained.config.env, **settings_for(trained.config))
     try:
-        states = [env.reset(seed=seed + i)[0] for i in range(n)]
+        states = [answers.reset(env, seed=seed + i) for i in range(n)]
         for role in ROLES:
             click.echo(f"Drawing and rewarding {n} actions of the {role} …", err=True)
             drawn = {
                 state: trained.sample(state, count, seed=seed, role=role)
                 for state, count in Counter(states).items()
             }
-            programs = []
-            for i, state in enumerate(states):
-                action = drawn[state].pop()
-                env.reset(seed=seed + i)
-                _, reward, _, _, info = env.step(action)
-                programs.append(Program(i, float(reward), None, None, None, info.get("error"), hash(action)))
-            record[role] = _window(programs)
+            actions = [drawn[state].pop() for state in states]
+            programs = record[role] = {"programs": [{"text": action} for action in actions]}
+            for i, program in enumerate(programs["programs"]):
+                answers.reset(env, seed=seed + i)
+                _, reward, _, _, info = answers.step(env, program["text"])
+                program |= {"reward": reward, "error": info.get("error")}
+            record[role] = _window(programs["programs"]) | programs
     finally:
         env.close()
-    return record
 
 
-def _window(programs: Iterable["Program"]) -> dict[str, Any]:
-    from etpo.engine.report.summary import window
+def _window(programs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The measures of programs that were all scored."""
+    from etpo.engine.report.summary import Program, window
 
-    return dataclasses.asdict(window(programs))
+    return dataclasses.asdict(window(
+        Program(i, p["reward"], p.get("outcome"), p.get("auc_mean"), p.get("auc_std"), p.get("error"),
+                hash(p["text"]))
+        for i, p in enumerate(programs)
+    ))  # fmt: skip
 
 
 def _best(trained: "Trained", scorer: "Scorer") -> dict[str, Any] | None:
     """The run's best program on the splits of training and on fresh ones; None where no program ran."""
     if trained.best_action is None:
         return None
-    click.echo("Scoring the run's best program on twenty fresh splits …", err=True)
+    seeds = _fresh_seeds(scorer)
+    click.echo(f"Scoring the run's best program on {len(seeds)} fresh splits …", err=True)
     known: Score = scorer.score(trained.best_action)
-    fresh: Score = scorer.fresh().score(trained.best_action)
-    return {
-        "auc_mean": known.auc_mean, "auc_std": known.auc_std, "auc_fresh": fresh.auc_mean,
-        "auc_fresh_std": fresh.auc_std, "error_fresh": fresh.error,
+    best: dict[str, Any] = {"auc_mean": known.auc_mean, "auc_std": known.auc_std, "fresh_splits": len(seeds)}
+    if not seeds:
+        return best | {"auc_fresh": None, "auc_fresh_std": None, "error_fresh": "no split has two classes"}
+    fresh: Score = scorer.fresh(seeds).score(trained.best_action)
+    return best | {
+        "auc_fresh": fresh.auc_mean, "auc_fresh_std": fresh.auc_std, "error_fresh": fresh.error,
     }  # fmt: skip
+
+
+def _fresh_seeds(scorer: "Scorer") -> list[int]:
+    """Seeds of the splits that training never saw, but for those with a half that holds one class only."""
+    from etpo.envs.datasets import DatasetError
+    from etpo.envs.scoring import make_split
+
+    seeds = []
+    for seed in FRESH_SEEDS:
+        with contextlib.suppress(DatasetError):
+            seeds.append(make_split(scorer.dataset, seed).seed)
+    return seeds
 
 
 def _show(record: dict[str, Any]) -> None:
@@ -155,7 +178,9 @@ def _show(record: dict[str, Any]) -> None:
         return
     fresh = best["error_fresh"] or _auc(best["auc_fresh"], best["auc_fresh_std"])
     click.echo(f"Best program of the run: AUC {_auc(best['auc_mean'], best['auc_std'])}")
-    click.echo(f"  on twenty fresh splits: {fresh}")
+    lost = len(FRESH_SEEDS) - best["fresh_splits"]
+    why = f" (of {len(FRESH_SEEDS)}; {lost} have a half with one class only)" if lost else ""
+    click.echo(f"  on {best['fresh_splits']} fresh splits{why}: {fresh}")
 
 
 def _auc(mean: float | None, std: float | None) -> str:

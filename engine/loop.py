@@ -4,6 +4,7 @@ import time
 
 from etpo.engine.behaviour import behaviour
 from etpo.engine.config import Config
+from etpo.engine.finite import check_update
 from etpo.engine.interrupt import interruptible
 from etpo.engine.models.sampler import Sample, sample_actions
 from etpo.engine.progress import Observer, Outcome, Stopwatch, go_on
@@ -29,6 +30,7 @@ def train(
         ModelError, DatasetError, ValueError: bad input, one line.
         CheckpointError: there are checkpoints, but none is usable.
         AgentError: the API of `config.agent` refuses, or does not answer.
+        Diverged: a loss, a weight or a draw is not finite; EnvironmentFault: an environment answers wrongly.
     """
     if config.agent is not None:
         from etpo.engine.agents.loop import train_agent
@@ -46,13 +48,17 @@ def train(
             began = time.monotonic()
             fresh: list[Action] = []
             programs: list[Record] = []
-            while len(fresh) < n_programs:
-                rows = range(min(config.envs, n_programs - len(fresh)))
-                samples, texts = roll_out(run, rows)  #                       1 roll out
-                transitions = run.environments.step(texts)  #                  2 reward
-                fresh += store(run, rows, samples, texts, transitions, programs)  # 3 store
-            kl_ref, entropy = behaviour(run.roles, run.learner.acts, fresh, config.gamma)
-            log = run.learner.update(fresh)  #                                 4 targets, 5 losses and step
+            with folder.keeping(programs):
+                while len(fresh) < n_programs:
+                    rows = range(min(config.envs, n_programs - len(fresh)))
+                    samples, texts = roll_out(run, rows)  #                       1 roll out
+                    transitions = run.environments.step(texts)  #                  2 reward
+                    fresh += store(run, rows, samples, texts, transitions, programs)  # 3 store
+                kl_ref, entropy = behaviour(run.roles, run.learner.acts, fresh, config.gamma)
+                log = run.learner.update(
+                    fresh
+                )  #                                 4 targets, 5 losses and step
+                check_update(log, run.roles, run.learner.moves, run.step)
             n_tokens = sum(len(a.tokens) for a in fresh)
             run.wall_s = clock()
             metrics = summarise(run, programs, log) | {  #                      6 log, checkpoint

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from etpo.engine.checkpoint import (
 )
 from etpo.engine.config import Config
 from etpo.engine.run_folder import RunFolder
+from etpo.envs.data_science import DataScience
 from etpo.envs.vector import VectorRunner
 
 Observer = Callable[[dict[str, Any]], None]
@@ -57,6 +59,7 @@ class Progress:
         saved_step: `step` at the newest checkpoint.
         wall_s: seconds so far, over all resumptions.
         recent: the last 100 programs' texts, for the distinct share.
+        digests: of the `table` that programs are scored on and of the `base` that was trained, where known.
         observations: the state that each environment waits in.
         episode_of, t_of: of each environment, its episode and its next time step.
     """
@@ -68,6 +71,9 @@ class Progress:
         self.wall_s = 0.0
         self.best: Best | None = None
         self.recent: deque[str] = deque(maxlen=100)
+        first = environments.envs[0]
+        table = first.scorer.dataset.digest if isinstance(first, DataScience) else None
+        self.digests: dict[str, str | None] = {"table": table}
         self.observations = environments.reset(config.seed)
         self.episode_of = [0] * config.envs
         self.t_of = [0] * config.envs
@@ -94,6 +100,7 @@ class Progress:
             "whole": whole,
             "step": self.step,
             "wall_s": self.wall_s,
+            "digests": self.digests,
             "best": dataclasses.asdict(self.best) if self.best else None,
             "recent": list(self.recent),
             "observations": self.observations,
@@ -107,7 +114,11 @@ class Progress:
         """Go on from a checkpoint; records written after it are dropped.
 
         An environment that keeps no state of its own starts a new episode.
+
+        Raises:
+            CheckpointError: it is of a run on another table, or of another base.
         """
+        check_digests(checkpoint.state.get("digests", {}), self.digests, self.folder.path)
         state = checkpoint.state
         self.step = self.saved_step = state["step"]
         self.wall_s = state["wall_s"]
@@ -120,6 +131,21 @@ class Progress:
                 self.episode_of[row] += 1
                 self.t_of[row] = 0
         self.folder.rewind(state["sizes"], self.step)
+
+
+def check_digests(kept: dict[str, str | None], found: dict[str, str | None], run: Path) -> None:
+    """Compare what a run began with and what lies in its place now, as far as both are known.
+
+    Raises:
+        CheckpointError: they are not the same.
+    """
+    for name, digest in found.items():
+        began_with = kept.get(name)
+        if began_with is not None and digest is not None and began_with != digest:
+            raise CheckpointError(
+                f"{run}: expected the {name} that the run began with (SHA-256 {began_with[:12]}…), got "
+                f"another ({digest[:12]}…); put the former one back in its place, or start a new run"
+            )
 
 
 def go_on(run: Progress) -> list[str]:

@@ -169,8 +169,20 @@ class Replay:
             entries.append({name: getattr(action, name) for name in _PLAIN} | {"lengths": lengths})
         return {name: torch.cat(values) for name, values in rows.items()}, entries
 
-    def restore(self, packed: dict[str, Tensor], entries: list[dict[str, Any]]) -> None:
-        """The inverse of `state`."""
+    def restore(
+        self,
+        packed: dict[str, Tensor],
+        entries: list[dict[str, Any]],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """The inverse of `state`.
+
+        Args:
+            packed, entries: what `state` gave, on any device.
+            device: where the model is, and fresh actions' hidden states with it.
+        """
+        if "hidden_ref" in packed:
+            packed = packed | {"hidden_ref": packed["hidden_ref"].to(device)}
         begin = dict.fromkeys(packed, 0)
         self.actions = []
         for entry in entries:

@@ -14,11 +14,12 @@ from etpo.engine.checkpoint import Checkpoint, load_roles, role_tensors
 from etpo.engine.config import Config
 from etpo.engine.environments import make_environments
 from etpo.engine.learners import learner_class
+from etpo.engine.models.digest import digest_of_base
 from etpo.engine.models.language_model import LanguageModel
 from etpo.engine.models.open import make_roles, open_model, roles_form
 from etpo.engine.models.prompt_form import LEAST_ROOM, PromptForm, encoded
 from etpo.engine.models.sampler import Sampling
-from etpo.engine.progress import Progress
+from etpo.engine.progress import Progress, check_digests
 from etpo.engine.run_folder import RunFolder
 from etpo.envs.vector import VectorRunner
 
@@ -71,10 +72,16 @@ class Run(Progress):
         return super().state(whole) | {"form": self.roles.form} | self.learner.state()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint, bit for bit where the environments keep their state."""
+        """Go on from a checkpoint: bit for bit where the environments keep their state and the device is
+        of the same kind."""
+        check_digests(checkpoint.state.get("digests", {}), self.digests, self.folder.path)
         load_roles(self.roles, checkpoint.tensors)
         self.learner.restore(checkpoint.tensors, checkpoint.state)
-        self.generator.set_state(checkpoint.tensors["random/generator"])
+        drawn_so_far = checkpoint.tensors["random/generator"]
+        if len(drawn_so_far) == len(self.generator.get_state()):
+            self.generator.set_state(drawn_so_far)
+        else:  # of another kind of device, where the same draws cannot be had
+            self.generator.manual_seed(self.config.seed + checkpoint.step)
         super().restore(checkpoint)
 
 
@@ -95,6 +102,8 @@ def open_run(config: Config, folder: RunFolder) -> Run:
             model.hf.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             partial.rename(folder.reference)
+        base = str(folder.reference) if folder.reference.is_dir() else config.model
+        run.digests["base"] = digest_of_base(base)
         return run
     except BaseException:
         environments.close()

@@ -118,10 +118,22 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
 
-    def append(self, metrics: dict[str, Any], programs: list[dict[str, Any]]) -> None:
-        """One iteration's records, flushed."""
+    @contextlib.contextmanager
+    def keeping(self, programs: list[dict[str, Any]]) -> Iterator[None]:
+        """Write down the programs of an iteration that fails inside the context: they were executed."""
+        try:
+            yield
+        except Exception:
+            self._append_programs(programs)
+            raise
+
+    def _append_programs(self, programs: list[dict[str, Any]]) -> None:
         with self.programs_file.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(clean(record)) + "\n" for record in programs)
+
+    def append(self, metrics: dict[str, Any], programs: list[dict[str, Any]]) -> None:
+        """One iteration's records, flushed."""
+        self._append_programs(programs)
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean(metrics)) + "\n")
         for name in METRICS:

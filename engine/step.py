@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from etpo.engine.finite import check_weights
 from etpo.engine.losses import detached, stream_kl
 from etpo.engine.models.roles import Roles
 from etpo.engine.replay import ActionBatch, known
@@ -38,12 +39,17 @@ class BoundedStep:
 
         Returns:
             the KL, mean in nat a token, and the share of the step that was kept.
+
+        Raises:
+            Diverged: the step left weights that are not finite.
         """
         share = 1.0
         sequences = self.fresh.sequences()
         for _ in range(5):
             after = self.roles.stream("policy", self.roles.hidden("policy", sequences))
             kl = stream_kl(self._before, after).mean().item()
+            if not math.isfinite(kl):
+                check_weights(self.roles.parameters("policy"), "policy")
             if kl <= bound:
                 return kl, share
             factor = 0.95 * (bound / kl) ** 0.5 if math.isfinite(kl) else 0.0

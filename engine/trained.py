@@ -14,11 +14,14 @@ from etpo.engine.config import Config, resolve
 from etpo.engine.drawing import draw_texts
 from etpo.engine.environments import settings_for
 from etpo.engine.learners import learner_class
+from etpo.engine.models.digest import digest_of_base
 from etpo.engine.models.language_model import BUNDLED, LanguageModel, bundled_path
 from etpo.engine.models.open import make_roles, open_model
 from etpo.engine.models.prompt_form import PromptForm
 from etpo.engine.models.roles import FullRoles, LoraRoles, Role
+from etpo.engine.progress import check_digests
 from etpo.engine.run_folder import RunFolder
+from etpo.envs import answers
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import task_prompt
 from etpo.envs.vector import make_env
@@ -35,6 +38,7 @@ class Trained:
         best_action: the best program so far as it was drawn, or None.
         roles: policy, critic, target and reference.
         tokenizer: the model's own.
+        digests: of the `table` and the `base` that the run began with, where known.
         notes: one line for each newer checkpoint that is damaged.
     """
 
@@ -44,6 +48,7 @@ class Trained:
     best_action: str | None
     roles: FullRoles | LoraRoles
     tokenizer: Any
+    digests: dict[str, str | None]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -107,7 +112,7 @@ def load(path: str | Path, device: str = "auto") -> Trained:
 
     Raises:
         RunFolderError: no run there.
-        CheckpointError: no usable checkpoint in it.
+        CheckpointError: no usable checkpoint in it, or the base is not the one that the run began with.
         ModelError: the base is absent or unreadable.
     """
     folder = RunFolder.existing(Path(path))
@@ -121,11 +126,14 @@ def load(path: str | Path, device: str = "auto") -> Trained:
         raise CheckpointError(f"{path}: expected a run with a checkpoint, got none ({found})")
     base = str(folder.reference) if folder.reference.is_dir() else config.model
     as_trained = replace(config, roles=checkpoint.state["form"])
+    digests = checkpoint.state.get("digests", {})
+    check_digests(digests, {"base": digest_of_base(base)}, folder.path)
     model, tokenizer = open_model(as_trained, base)
     roles = make_roles(as_trained, model, learner_class(config.algo).moves)
     load_roles(roles, checkpoint.tensors)
     best = checkpoint.state["best"]
-    return Trained(config, folder, checkpoint.step, best["action"] if best else None, roles, tokenizer, notes)
+    action = best["action"] if best else None
+    return Trained(config, folder, checkpoint.step, action, roles, tokenizer, digests, notes)
 
 
 def first_state(config: Config) -> tuple[str, str]:
@@ -136,7 +144,7 @@ def first_state(config: Config) -> tuple[str, str]:
     """
     if config.env is not None:
         env = make_env(config.env, **settings_for(config))
-        prompt, _ = env.reset(seed=config.seed)
+        prompt = answers.reset(env, seed=config.seed)
         env.close()
         return prompt, ""
     data = load_dataset(config.dataset, config.target, config.protocol)

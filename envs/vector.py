@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import gymnasium
 
+from etpo.envs import answers
 from etpo.envs.coding import Coding, Judge, Judged
 from etpo.envs.foreign import adapt, is_foreign, make_foreign
 
@@ -52,16 +52,16 @@ class VectorRunner:
     def reset(self, seed: int | None = None) -> list[str]:
         """Start all episodes; environment i gets seed + i. Returns the observations (`self.observations`).
 
-        ValueError where one is no text.
+        EnvironmentFault where one raises, or does not answer as `answers.reset` wants it.
         """
         seeds = [None if seed is None else seed + i for i in range(len(self.envs))]
-        self.observations = [_text(env.reset(seed=s)[0]) for env, s in zip(self.envs, seeds, strict=True)]
+        self.observations = [answers.reset(env, seed=s) for env, s in zip(self.envs, seeds, strict=True)]
         return list(self.observations)
 
     def step(self, actions: list[str]) -> list[Transition]:
         """Act in the first environments: `actions[i]` goes to environment i; those without an action wait.
 
-        ValueError where an observation is no text, or a reward not finite.
+        EnvironmentFault where one raises, or does not answer as `answers.step` wants it.
         """
         if not 1 <= len(actions) <= len(self.envs):
             raise ValueError(
@@ -72,14 +72,13 @@ class VectorRunner:
         judged = self._judge(actions)
         transitions = []
         for i, (env, action) in enumerate(zip(self.envs, actions, strict=False)):
-            result = env.finish(action, judged[i]) if isinstance(env, Coding) else env.step(action)
+            if isinstance(env, Coding):
+                result = answers.checked(env, env.finish(action, judged[i]))
+            else:
+                result = answers.step(env, action)
             obs, reward, terminated, truncated, info = result
-            if not math.isfinite(reward):
-                raise ValueError(f"the environment's reward: expected a finite number, got {reward}")
-            after = env.reset()[0] if terminated or truncated else obs
-            transitions.append(
-                Transition(_text(obs), float(reward), bool(terminated), bool(truncated), info, _text(after))
-            )
+            after = answers.reset(env) if terminated or truncated else obs
+            transitions.append(Transition(obs, reward, terminated, truncated, info, after))
         self.observations[: len(actions)] = [t.next_obs_after_reset for t in transitions]
         return transitions
 
@@ -109,22 +108,13 @@ class VectorRunner:
             raise ValueError(f"expected the checkpoint's {len(kept)} environments, got {len(self.envs)}")
         pairs: list[tuple[Any, Any]] = list(zip(self.envs, kept, strict=True))
         self.observations = [
-            env.reset()[0] if one is None else env.load_state_dict(one) for env, one in pairs
+            answers.reset(env) if one is None else env.load_state_dict(one) for env, one in pairs
         ]
         return list(self.observations)
 
     def close(self) -> None:
         for env in self.envs:
             env.close()
-
-
-def _text(obs: Any) -> str:
-    if not isinstance(obs, str):
-        raise ValueError(
-            f"the environment's observation: expected text, got {type(obs).__name__}; etpo learns in "
-            "environments with text in and text out"
-        )
-    return obs
 
 
 def make_env(spec: str, **kwargs: Any) -> gymnasium.Env:

@@ -23,6 +23,7 @@ from typing import Any
 from etpo import EtpoError
 from etpo.engine.config import Config
 from etpo.engine.models.prompt_form import chat_message
+from etpo.envs.answers import whole_text
 
 OPENAI_URL = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -230,7 +231,7 @@ def _read_reply(raw: bytes) -> Reply:
     if not isinstance(text, str):
         raise _Retry("an answer that is no text")
     prompt_tokens, completion_tokens = (n if type(n) is int and n >= 0 else None for n in counts)
-    return Reply(text, prompt_tokens, completion_tokens)
+    return Reply(whole_text(text), prompt_tokens, completion_tokens)
 
 
 def _message_of(said: str) -> tuple[str, str]:

@@ -184,5 +184,6 @@ class EtpoQLearner:
         for optimizer in self.optimizers:
             optimizer.restore(tensors)
         packed = {name[len("replay/") :]: t for name, t in tensors.items() if name.startswith("replay/")}
-        self.replay.restore(packed, state["replay"])
+        device = next(iter(self.roles.parameters("policy").values())).device
+        self.replay.restore(packed, state["replay"], device)
         self.rng.bit_generator.state = state["rng"]

@@ -185,6 +185,8 @@ def load_language_model(
     try:
         model = LanguageModel(hf.to(device).eval())
         is_read = gives_own_logits(model)
+    except ModelError as error:
+        raise ModelError(f"--model {name}: {error}") from error
     except (AttributeError, TypeError) as error:
         family = hf.config.model_type
         raise ModelError(f"--model {name}: {NOT_READ} {family} ({_first_line(error)})") from error
@@ -230,9 +232,17 @@ def gives_own_logits(model: LanguageModel) -> bool:
     Sets `model.decoding` to the first way that does, and `is_lean` with it. False for a body with a memory
     that no way carries on, or with more between the last hidden states and the logits than `LanguageModel`
     knows of.
+
+    Raises:
+        ModelError: the whole model's own logits are not finite.
     """
     rows = _trial_rows(len(model.head_weight))
     own = [model.hf(input_ids=row[None].to(model.device)).logits[0].float() for row in rows]
+    if not all(logits.isfinite().all() for logits in own):
+        raise ModelError(
+            "expected finite logits, got NaN or infinity: the weights are damaged, or overflow in "
+            f"{str(model.head_weight.dtype).removeprefix('torch.')}"
+        )
     ways: list[Decoding] = ["lean", "padded", "alike", "whole"]
     failure: Exception | None = None
     for way in ways[0 if model.is_lean else 1 :]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from etpo.engine.finite import check_logprobs
 from etpo.engine.models.decoders import decoder_of
 from etpo.engine.models.language_model import LanguageModel
 
@@ -75,6 +76,9 @@ def sample_actions(
 
     Returns:
         B samples, in the order of the prompts.
+
+    Raises:
+        Diverged: the model's logits are not finite.
     """
     if not prompts or any(len(p) == 0 for p in prompts):
         raise ValueError("sample_actions: expected at least one prompt, each of at least one token")
@@ -105,6 +109,7 @@ def _draw(
     drawn: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for step in range(max_new_tokens):
         logprobs_BV = sampling.logprobs(model.logits(hidden_BD))
+        check_logprobs(logprobs_BV)
         tokens_B = torch.multinomial(logprobs_BV.exp(), 1, generator=generator).squeeze(1)
         drawn.append((alive, tokens_B, logprobs_BV.gather(1, tokens_B[:, None]).squeeze(1), hidden_BD))
         goes_on = (~torch.isin(tokens_B, stops_S)).nonzero().squeeze(1)

@@ -85,7 +85,7 @@ def test_eval_compares_policy_and_reference_and_scores_the_best_program_on_fresh
     best = record["best_program"]
     assert 0.9 < best["auc_fresh"] <= 1.0
     assert best["auc_fresh"] != best["auc_mean"]
-    assert f"on twenty fresh splits: {best['auc_fresh']:.4f}" in result.stdout
+    assert f"on 20 fresh splits: {best['auc_fresh']:.4f}" in result.stdout
     lines = {line[:28].strip(): line[28:].split() for line in result.stdout.splitlines()}
     assert lines["mean reward"] == [f"{record[role]['reward_mean']:.4f}" for role in ("policy", "reference")]
 

@@ -140,12 +140,12 @@ def test_what_is_no_environment_is_a_value_error(spec, words):
 
 
 def test_an_environment_without_text_is_refused_at_the_first_reset():
-    with pytest.raises(ValueError, match="expected text, got ndarray"):
+    with pytest.raises(ValueError, match="a state that is text, got ndarray"):
         VectorRunner([make_env("CartPole-v1")]).reset()
 
 
 @pytest.mark.parametrize(
-    ("result", "words"), [(("1", math.nan), "finite number, got nan"), ((3, 0.5), "text, got int")]
+    ("result", "words"), [(("1", math.nan), "a finite float32, got float nan"), ((3, 0.5), "text, got int")]
 )
 def test_what_a_step_returns_is_checked(monkeypatch, result, words):
     monkeypatch.setattr(Counter, "step", lambda self, action: (*result, False, False, {}))
