@@ -48,7 +48,13 @@ SMALL: dict[str, Any] = {
     "lru_width": 32, "attention_window_size": 64, "attention_types": [[["global", "local"], 1]],
 }  # fmt: skip
 # What a family needs beyond that; its own defaults fit large sizes only.
+_LATENT = {"num_key_value_heads": 4, "head_dim": 8}
 SPECIAL: dict[str, dict[str, Any]] = {
+    "axk1": _LATENT,
+    "axk2": _LATENT,
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
+    "deepseek_v32": _LATENT,
     "falcon": {"alibi": True, "num_kv_heads": 4},
     "xlnet": {"d_inner": 64},
 }

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from etpo import EtpoError
 from etpo.engine.models.roles import FullRoles, LoraRoles
+from etpo.engine.permissions import honour_umask
 
 KEPT = 3
 
@@ -53,8 +54,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{checkpoint.step:06d}"
+    for left in folder.glob(".partial-*"):  # of a process that was killed: only one may write here
+        shutil.rmtree(left, ignore_errors=True)
     partial = folder / f".partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
@@ -62,6 +64,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         digest = hashlib.sha256((partial / "state.safetensors").read_bytes()).hexdigest()
         meta = {"step": checkpoint.step, "sha256": digest, "state": checkpoint.state}
         (partial / "state.json").write_text(json.dumps(meta), encoding="utf-8")
+        honour_umask(partial)
         for file in partial.iterdir():
             _sync(file)
         _sync(partial)

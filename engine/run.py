@@ -19,6 +19,7 @@ from etpo.engine.models.language_model import LanguageModel
 from etpo.engine.models.open import make_roles, open_model, roles_form
 from etpo.engine.models.prompt_form import LEAST_ROOM, PromptForm, encoded
 from etpo.engine.models.sampler import Sampling
+from etpo.engine.permissions import honour_umask
 from etpo.engine.progress import Progress, check_digests
 from etpo.engine.run_folder import RunFolder
 from etpo.envs.vector import VectorRunner
@@ -101,6 +102,7 @@ def open_run(config: Config, folder: RunFolder) -> Run:
             partial = folder.path / ".reference.partial"
             model.hf.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
+            honour_umask(partial)
             partial.rename(folder.reference)
         base = str(folder.reference) if folder.reference.is_dir() else config.model
         run.digests["base"] = digest_of_base(base)

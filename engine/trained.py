@@ -19,6 +19,7 @@ from etpo.engine.models.language_model import BUNDLED, LanguageModel, bundled_pa
 from etpo.engine.models.open import make_roles, open_model
 from etpo.engine.models.prompt_form import PromptForm
 from etpo.engine.models.roles import FullRoles, LoraRoles, Role
+from etpo.engine.permissions import honour_umask
 from etpo.engine.progress import check_digests
 from etpo.engine.run_folder import RunFolder
 from etpo.envs import answers
@@ -101,6 +102,7 @@ class Trained:
             whole: Any = self.roles.merged(role)
             whole.save_pretrained(out)
         self.tokenizer.save_pretrained(out)
+        honour_umask(Path(out))
 
 
 def load(path: str | Path, device: str = "auto") -> Trained:

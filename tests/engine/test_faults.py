@@ -1,6 +1,7 @@
 """What goes wrong on the way: it ends in one line, and nothing that was whole is lost."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from gymnasium.spaces import Text
 from safetensors.torch import load_file, save_file
 
 import etpo
-from etpo.engine.checkpoint import CheckpointError
+from etpo.engine.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from etpo.engine.config import Config
 from etpo.engine.finite import Diverged
 from etpo.engine.models.digest import STRIDE, digest_of_base
@@ -143,3 +144,22 @@ def test_a_restored_action_s_hidden_states_lie_where_the_model_is():
     assert action.hidden_ref.device.type == "meta"
     assert action.tokens.device.type == "cpu"
     assert torch.cat([action.hidden_ref, torch.empty(2, 8, device="meta")]).shape == (3, 8)
+
+
+@pytest.mark.parametrize("roles", ["lora", "full"])
+def test_others_may_read_what_the_umask_lets_them(roles, tiny_folder, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    before = os.umask(0o022)
+    try:
+        etpo.train(replace(QUICK, model=str(tiny_folder), roles=roles), out=run)
+        etpo.load(run).export(out)
+    finally:
+        os.umask(before)
+    files = [path for folder in (run, out) for path in folder.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o644}
+
+
+def test_what_a_killed_process_left_behind_is_taken_away(tmp_path):
+    (tmp_path / ".partial-123").mkdir()
+    save_checkpoint(tmp_path, Checkpoint(1, {}, {}))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
