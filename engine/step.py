@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from etpo.engine.finite import check_weights
 from etpo.engine.losses import detached, stream_kl
+from etpo.engine.models.finite import check_weights
 from etpo.engine.models.roles import Roles
 from etpo.engine.replay import ActionBatch, known
 

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     },
     "engine.agents": {
         "", "engine.checkpoint", "engine.config", "engine.environments", "engine.interrupt",
-        "engine.models.prompt_form", "engine.progress", "engine.records", "engine.run_folder",
+        "engine.models.prompt_form", "engine.progress", "engine.records", "engine.run_folder", "envs.answers",
     },
     "engine.report": {"", "engine.config", "engine.run_folder", "envs.prompts"},
     "engine.pretrain": {

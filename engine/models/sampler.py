@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from etpo.engine.finite import check_logprobs
 from etpo.engine.models.decoders import decoder_of
+from etpo.engine.models.finite import check_logprobs
 from etpo.engine.models.language_model import LanguageModel
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 import etpo
 from etpo.engine.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from etpo.engine.config import Config
-from etpo.engine.finite import Diverged
 from etpo.engine.models.digest import STRIDE, digest_of_base
+from etpo.engine.models.finite import Diverged
 from etpo.engine.models.language_model import LanguageModel, ModelError, gives_own_logits
 from etpo.engine.models.sampler import sample_actions
 from etpo.engine.replay import Action, Replay
