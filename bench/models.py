@@ -30,7 +30,7 @@ from etpo.engine.models.sampler import sample_actions
 from etpo.engine.replay import Action
 from etpo.engine.trained import quiet_transformers
 
-VOCABULARY, LIMIT_S, TOLERANCE = 97, 120, 1e-4
+VOCABULARY, LIMIT_S, TOLERANCE = 97, 60, 1e-4
 # Of these a configuration gets the ones that its class has.
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "is_decoder": True,

@@ -51,7 +51,7 @@ def saved(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("what", [{"critic_lr": 1e20}, {"lr": 1e45}, {"value_lr": 1e38}])
+@pytest.mark.parametrize("what", [{"critic_lr": 1e20}, {"value_lr": 1e38}])
 def test_a_run_that_diverges_ends_before_it_is_saved(what, tiny_folder, tmp_path):
     config = replace(QUICK, model=str(tiny_folder), steps=16, checkpoint_every=2, **what)
     with pytest.raises(
