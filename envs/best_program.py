@@ -19,6 +19,8 @@ random halvings, as in training. A language model wrote PROGRAM, and nothing her
 it before you run it.
 """
 
+from __future__ import annotations
+
 import os
 
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
