@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +169,10 @@ def _export(roles: FullRoles | LoraRoles) -> str:
 
 
 def _relative(got: Tensor, want: Tensor) -> float:
-    return ((got - want).norm() / want.norm()).item()
+    return float((got - want).norm() / want.norm())
 
 
-def _attempt(step: Any) -> str:
+def _attempt(step: Callable[[], str]) -> str:
     try:
         with _time_limit():
             return step()
