@@ -23,7 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from etpo.engine.config import Config
-from etpo.engine.learners.etpo import EtpoLearner
+from etpo.engine.learners.etpo_q import EtpoQLearner
 from etpo.engine.models.language_model import LanguageModel, gives_own_logits
 from etpo.engine.models.roles import FullRoles, LoraRoles
 from etpo.engine.models.sampler import sample_actions
@@ -91,20 +91,20 @@ def try_family(family: str) -> Row:
         return Row(family, f"refused: {_why(error)}")
     row = Row(family, model.decoding)
     row.full = _attempt(
-        lambda: _train(FullRoles(LanguageModel(tiny_model(family)), EtpoLearner.moves), model)
+        lambda: _train(FullRoles(LanguageModel(tiny_model(family)), EtpoQLearner.moves), model)
     )
     exported: list[str] = []
 
     def adapters() -> str:
         base = LanguageModel(tiny_model(family))
-        roles = LoraRoles(base, TRAINING.lora_rank, EtpoLearner.moves)
+        roles = LoraRoles(base, TRAINING.lora_rank, EtpoQLearner.moves)
         told = _train(roles, model)
         exported.append(_attempt(lambda: _export(roles)))
         return told
 
     row.adapters = _attempt(adapters)
     row.export = exported[0] if exported else _attempt(
-        lambda: _export(FullRoles(LanguageModel(tiny_model(family)), EtpoLearner.moves))
+        lambda: _export(FullRoles(LanguageModel(tiny_model(family)), EtpoQLearner.moves))
     )  # fmt: skip
     return row
 
@@ -144,7 +144,7 @@ def _train(roles: FullRoles | LoraRoles, as_opened: LanguageModel) -> str:
         for i, (p, s) in enumerate(zip(prompts, samples, strict=True))
     ]
     before = {name: p.detach().clone() for name, p in roles.parameters("policy").items()}
-    log = EtpoLearner(roles, TRAINING).update(fresh)
+    log = EtpoQLearner(roles, TRAINING).update(fresh)
     numbers = [value for value in dataclasses.asdict(log).values() if value is not None]
     if not all(map(math.isfinite, numbers)):
         return "not finite"
