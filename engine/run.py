@@ -37,6 +37,11 @@ class Run(Progress):
             )
         super().__init__(config, folder, environments)
         algorithm = learner_class(config.algo)
+        if config.critic_lr is not None and "critic" not in algorithm.moves:
+            raise ValueError(
+                f"--critic-lr: expected --algo etpo-q, whose critic is a language model, got {config.algo}; "
+                "leave it out, or see --value-lr"
+            )
         self.form = PromptForm(tokenizer, config.prompt_form, model.end_tokens)
         self.roles = make_roles(config, model, algorithm.moves)
         self.learner = algorithm(self.roles, config)

@@ -53,7 +53,8 @@ def saved(run: Path) -> list[str]:
 
 @pytest.mark.parametrize("what", [{"critic_lr": 1e20}, {"value_lr": 1e38}])
 def test_a_run_that_diverges_ends_before_it_is_saved(what, tiny_folder, tmp_path):
-    config = replace(QUICK, model=str(tiny_folder), steps=16, checkpoint_every=2, **what)
+    own = {"model": str(tiny_folder), "algo": "etpo-q", "steps": 16, "checkpoint_every": 2}
+    config = replace(QUICK, **own, **what)
     with pytest.raises(
         Diverged, match=r"expected (a )?finite .*; earlier checkpoints are whole; start again"
     ) as e:
@@ -163,3 +164,9 @@ def test_what_a_killed_process_left_behind_is_taken_away(tmp_path):
     (tmp_path / ".partial-123").mkdir()
     save_checkpoint(tmp_path, Checkpoint(1, {}, {}))
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_a_critic_s_step_size_is_refused_where_there_is_no_such_critic(tiny_folder, tmp_path):
+    config = replace(QUICK, model=str(tiny_folder), algo="etpo", critic_lr=1e-3)
+    with pytest.raises(ValueError, match="--critic-lr: expected --algo etpo-q"):
+        etpo.train(config, out=tmp_path / "run")
