@@ -59,12 +59,18 @@ class Trained:
         return model
 
     def sample(
-        self, prompt: str, n: int, *, seed: int = 0, temperature: float = 1.0, role: Role = "policy"
+        self,
+        prompt: str | None = None,
+        n: int = 1,
+        *,
+        seed: int = 0,
+        temperature: float = 1.0,
+        role: Role = "policy",
     ) -> list[str]:
         """Draw n actions behind one prompt.
 
         Args:
-            prompt: a text state, such as the task prompt of a data set.
+            prompt: a text state, such as the task prompt of a data set; None: the first state of the run.
             n: how many, at least 1.
             seed: decides every draw.
             temperature: > 0; 1 draws from the role itself.
@@ -75,6 +81,8 @@ class Trained:
         """
         if role not in ("policy", "reference"):
             raise ValueError(f"role: expected policy or reference, got {role!r}")
+        if prompt is None:
+            prompt, _ = first_state(self.config)
         with self.roles.acting(role) as model:
             return draw(
                 model, self.tokenizer, prompt, n, seed=seed, temperature=temperature,

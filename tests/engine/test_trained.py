@@ -59,6 +59,13 @@ def test_sample_is_decided_by_its_seed_and_its_role(run: Path, tiny_folder: Path
     assert before == draw(start, trained.tokenizer, "row 0", 4, seed=1, temperature=1.0, max_new_tokens=4)
 
 
+def test_without_a_prompt_the_run_s_first_state_is_put(run: Path) -> None:
+    trained = etpo.load(run)
+    prompt, _ = first_state(trained.config)
+    assert trained.sample(n=3) == trained.sample(prompt, 3)
+    assert trained.sample(n=3) != trained.sample(prompt + "?", 3)
+
+
 def test_cold_draws_are_all_the_likeliest(run: Path) -> None:
     assert len(set(etpo.load(run).sample("row 0", 8, temperature=1e-4))) == 1
 
