@@ -30,6 +30,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# Options that mean something to etpo-q alone.
+OF_THE_CRITIC = (
+    "q_form", "backup", "critic_lr", "value_lr", "huber_delta", "tau", "replay_capacity", "replay_weight",
+    "minibatch",
+)  # fmt: skip
+
 # The headings of the help, in their order.
 TASK = "What is learned, and on what"
 ROLLOUT = "Writing programs"
@@ -74,7 +80,8 @@ class Config:
     )
     model: str = setting("etpo-nano", TASK, "Model folder, hub name (owner/name), or the bundled etpo-nano.")
     algo: str = setting(
-        "etpo", TASK, "; ".join(f"{name} {algorithm.help}" for name, algorithm in ALGORITHMS.items()) + ".",
+        "etpo", TASK, "; ".join(f"{name} {algorithm.help}" for name, algorithm in ALGORITHMS.items())
+        + ". Where none is named, an option of the critic network makes it etpo-q.",
         choices=tuple(ALGORITHMS),
     )  # fmt: skip
     # `resolve` merges the preset in; of itself the field sets nothing, it only keeps the name.
@@ -254,6 +261,8 @@ OPTIONS = declared(Config)
 def resolve(flags: dict[str, Any], file: Path | None = None, preset: str | None = None) -> Config:
     """Merge flags over a TOML file over a preset over the defaults.
 
+    Where no algorithm is named, an option that only a critic network has makes it etpo-q.
+
     Args:
         flags: only the options that were really given.
         file: TOML file with the same keys, or None.
@@ -268,7 +277,10 @@ def resolve(flags: dict[str, Any], file: Path | None = None, preset: str | None 
             raise ValueError(f"{file}: unknown key '{key}'{nearest(key, list(OPTIONS))}")
     preset = preset or flags.get("preset") or from_file.get("preset")
     values = {} if preset is None else PRESETS[one_of("--preset", preset, list(PRESETS))]
-    return Config(**{**values, **from_file, **flags, "preset": preset})
+    merged = {**values, **from_file, **flags, "preset": preset}
+    if "algo" not in merged and any(name in merged for name in OF_THE_CRITIC):
+        merged["algo"] = "etpo-q"
+    return Config(**merged)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from etpo.engine.checkpoint import CheckpointError
 from etpo.engine.replay import ActionBatch
 
 SKETCH = 256  # hidden states wider than this are projected to as many numbers
@@ -102,7 +103,12 @@ class PrefixValue:
         return {"value/gram": self.gram, "value/moment": self.moment}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take up what `tensors` gave."""
+        """Take up what `tensors` gave. Raises CheckpointError where another learner gave them."""
+        if "value/gram" not in tensors:
+            raise CheckpointError(
+                "the checkpoint: expected one of a learner with a value of token states, got one without; "
+                'a run of the critic network goes on with algo = "etpo-q" in its config.toml'
+            )
         self.gram, self.moment = tensors["value/gram"].cpu(), tensors["value/moment"].cpu()
 
 

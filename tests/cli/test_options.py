@@ -19,7 +19,9 @@ def test_the_page_of_options_is_up_to_date() -> None:
 def test_help_lists_options_under_headings_with_unit_bounds_and_default(cli) -> None:
     text = " ".join(cli("train", "--help").output.split())
     assert "How the update steps: --roles" in text
-    assert "one update may move the policy. [nat a token; > 0; default: 0.02]" in text
+    assert (
+        "one update may move the policy. [nat a token; > 0; default: 0.05 for etpo, 0.02 for etpo-q," in text
+    )
     for name, rates in LEARNING_RATES.items():
         assert f"{rates.policy:g} for {name}" in text
 

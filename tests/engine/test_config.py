@@ -36,3 +36,10 @@ def test_a_written_configuration_reads_back(tmp_path) -> None:
     file.write_text(to_toml(config))
     assert resolve({}, file) == config
     assert (config.steps, config.gamma, config.q_form) == (7, 1.0, "logits")
+
+
+def test_an_option_of_the_critic_network_names_the_algorithm_that_has_one() -> None:
+    assert resolve({}).algo == "etpo"
+    assert resolve({"q_form": "residual"}).algo == "etpo-q"
+    assert resolve({"q_form": "residual", "algo": "etpo"}).algo == "etpo"
+    assert resolve({"critic_lr": 1.0, "algo": "ppo-kl"}).algo == "ppo-kl"

@@ -1,7 +1,9 @@
 """V by a regression: right where returns are linear, blind to an action's own return, slowly forgetting."""
 
+import pytest
 import torch
 
+from etpo.engine.checkpoint import CheckpointError
 from etpo.engine.values import KEPT, Evidence, PrefixValue, sketch
 
 
@@ -69,3 +71,8 @@ def test_a_sketch_of_wide_states_keeps_their_angles() -> None:
     cosines = torch.nn.functional.cosine_similarity
     assert abs(cosines(narrow[0], narrow[1], dim=0) - cosines(hidden[0], hidden[1], dim=0)) < 0.05
     assert sketch(hidden[:, :8]).shape == (20, 8)
+
+
+def test_a_checkpoint_of_another_learner_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="etpo-q"):
+        PrefixValue().restore({})
