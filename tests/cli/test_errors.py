@@ -189,7 +189,7 @@ def test_an_output_folder_with_files_in_it(cli, tmp_path: Path, quick: list[str]
         (["data", "lst"], 2, "'list'"),
         (["score", "program.py", "--dataset", "wine", "--timeout-s", "inf"], 2, "at most 86400, got inf"),
         (["bench", "sandbox", "--seconds", "0"], 2, "--seconds"),
-        (["bench", "learning", "--rows", "Q form residul"], 2, "did you mean 'Q form residual'"),
+        (["bench", "learning", "--rows", "q form residul"], 2, "did you mean 'q form residual'"),
         (["export", "program.py", "--out", "x"], 1, "no such folder"),
         (["pretrain", "--out", "program.py"], 2, "got a file"),
         (["pretrain", "--out", "program.py/x"], 1, "Not a directory"),

@@ -20,7 +20,7 @@ def roles_of(form: str) -> FullRoles | LoraRoles:
 def test_names_are_those_of_the_optimizers_parameters_in_their_order(form):
     """Checkpoints store an optimiser's state under these names."""
     roles = roles_of(form)
-    for trained in optimizers_of(roles, Config()):
+    for trained in optimizers_of(roles, Config(algo="etpo-q")):
         named = roles.parameters(trained.role)
         held = [id(p) for group in trained.optimizer.param_groups for p in group["params"]]
         assert held == [id(named[name]) for name in trained.names]
@@ -46,7 +46,7 @@ def test_a_step_of_the_gain_moves_the_logarithm_of_all_logits_alike_in_every_mod
         gain = roles.parameters("policy")[FINAL_GAIN]
         with torch.no_grad():
             gain.mul_(factor)
-        policy, _ = optimizers_of(roles, Config())
+        policy, _ = optimizers_of(roles, Config(algo="etpo-q"))
         before = gain.detach().clone()
         slope = 0.01  # ∂L/∂ln s, where the gain is s·g: ∂L/∂g = slope·g/‖g‖²
         gain.grad = slope * before / before.square().sum()

@@ -37,8 +37,7 @@ def test_they_are_these():
 def example() -> str:
     """The environment that docs/environments.md builds."""
     page = (DOCS / "environments.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    return code
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
 
 
 def test_the_page_s_environment_has_thirty_lines_and_trains(tmp_path, monkeypatch, tiny_folder):

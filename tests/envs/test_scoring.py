@@ -13,6 +13,9 @@ FIT = """\
     from sklearn.linear_model import LogisticRegression
     return LogisticRegression(C={c}).fit(x_train, y_train)
 """
+SEARCH = """from sklearn.model_selection import GridSearchCV
+from sklearn.naive_bayes import GaussianNB
+return GridSearchCV(GaussianNB(), {"var_smoothing": [1e-9]}).fit(x_train, y_train)"""
 CONSTANT = """\
 class Model:
     def predict_proba(self, x):
@@ -90,9 +93,9 @@ def test_the_reward_is_the_mean_auc_over_five_halvings(sandbox, name):
         ("x = 1\nretrun x", "error", "line 2: SyntaxError: invalid syntax"),
         ("import os\nos._exit(4)", "crashed", "crashed: the process ended before the model"),
         (
-            "m = GridSearchCV",
+            SEARCH,
             "refused",
-            "line 1: refused: GridSearchCV is not allowed; choose the hyperparam",
+            "line 3: refused: GridSearchCV is not allowed; choose the hyperparam",
         ),
         ("return bytearray(2**40)", "memory", "MemoryError: the program needs more memory than it may use"),
         (CONSTANT.format(returned="np.full((len(x), 2), np.nan)"), "invalid_output", "NaN or infinite"),

@@ -9,15 +9,18 @@ import io
 import re
 import traceback
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection._search import BaseSearchCV
 
 from etpo.engine.pretrain.grammar.program import Size
 from etpo.envs.prompts import as_program, describe_error
 from etpo.envs.sandbox import refuse
+from etpo.envs.sandbox.box.stand_ins import not_allowed
 from etpo.envs.scoring import check_proba
 
 _FILE = "<program>"
@@ -66,7 +69,12 @@ def _run(body: str, size: Size, n_train: int, n_val: int) -> str | None:
     x_train, x_val = x[:n_train].copy(), x[n_train : n_train + n_val]
     y_train = np.arange(n_train) % size.n_classes
     scope: dict[str, Any] = {}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), np.errstate(all="ignore"):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        np.errstate(all="ignore"),
+        _searches_refused(),
+    ):
         warnings.simplefilter("ignore")
         try:
             exec(compile(program, _FILE, "exec"), scope)
@@ -84,6 +92,22 @@ def _run(body: str, size: Size, n_train: int, n_val: int) -> str | None:
     if problem := check_proba(np.asarray(proba, dtype=np.float64), n_val, size.n_classes, size.n_classes):
         return f"invalid output: {problem}"
     return None
+
+
+@contextlib.contextmanager
+def _searches_refused() -> Iterator[None]:
+    """Fitting a search is refused here as it is in the sandbox, with the same words."""
+    own_fit = BaseSearchCV.fit
+    kind = type("refused", (Exception,), {})
+
+    def fit(self: Any, *_: Any, **__: Any) -> None:
+        raise kind(not_allowed(type(self).__name__))
+
+    BaseSearchCV.fit = fit
+    try:
+        yield
+    finally:
+        BaseSearchCV.fit = own_fit
 
 
 def _line(error: BaseException) -> int | None:

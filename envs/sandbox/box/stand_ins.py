@@ -30,7 +30,7 @@ def refuse_search_estimators() -> None:
     from sklearn.model_selection import _search, _search_successive_halving
 
     def fit(self: Any, *args: Any, **kwargs: Any) -> None:
-        raise SearchRefused(_not_allowed(type(self).__name__))
+        raise SearchRefused(not_allowed(type(self).__name__))
 
     setattr(_search.BaseSearchCV, "fit", fit)  # noqa: B010 - typed as a method
     setattr(_search_successive_halving.BaseSuccessiveHalving, "fit", fit)  # noqa: B010
@@ -57,7 +57,7 @@ def refuse_compared_hyperparameters() -> None:
         def call(estimator: Any, *args: Any, **kwargs: Any) -> Any:
             kind, settings = _kind_and_settings(estimator)
             if seen.setdefault(kind, settings) != settings:
-                raise SearchRefused(_not_allowed(f"{function.__name__} of several hyperparameters"))
+                raise SearchRefused(not_allowed(f"{function.__name__} of several hyperparameters"))
             return function(estimator, *args, **kwargs)
 
         call.__name__, call.__doc__ = function.__name__, function.__doc__
@@ -70,12 +70,12 @@ def refuse_compared_hyperparameters() -> None:
             setattr(_validation, name, wrapped)
 
     def validation_curve(*args: Any, **kwargs: Any) -> None:
-        raise SearchRefused(_not_allowed("validation_curve"))
+        raise SearchRefused(not_allowed("validation_curve"))
 
     ms.validation_curve = _validation.validation_curve = validation_curve
 
 
-def _not_allowed(what: str) -> str:
+def not_allowed(what: str) -> str:
     return f"{what} is not allowed; choose the hyperparameters and fit one model"
 
 
