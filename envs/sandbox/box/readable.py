@@ -65,14 +65,23 @@ class Readable:
 def readable(also_hidden: Iterable[str]) -> Readable:
     """What programs need of this interpreter and its packages. `also_hidden`: the data home and the like."""
     packages = [folder for folder in sys.path if os.path.isdir(folder)]
-    library = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+    # The interpreter's own folders: in a virtual environment `platstdlib` is the environment's, which holds none.
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    library = [sysconfig.get_path(name, vars=base) for name in ("stdlib", "platstdlib")]
     library += [folder for folder in packages if folder.startswith(tuple(library))]  # lib-dynload
     library = [folder for folder in library if os.path.basename(folder) not in UNUSED]
-    candidates = [*library, *package_roots(SHOWN), *FILES]
     hidden = {os.path.realpath(path) for path in [*also_hidden, *_label_folders(packages)]}
     for folder in library:
         hidden |= {os.path.realpath(f"{folder}/{name}") for name in UNUSED}
-    roots = _outermost(path for path in candidates if os.path.exists(path))
+    roots = _outermost(path for path in (*library, *FILES) if os.path.exists(path))
+    # Without a virtual environment the packages lie in a part of the library that is not shown otherwise.
+    shown = {os.path.realpath(root) for root in roots}
+    roots += _outermost(
+        path
+        for path in package_roots(SHOWN)
+        if not any(_is_under(os.path.realpath(path), root) for root in shown)
+        or any(_is_under(os.path.realpath(path), folder) for folder in hidden)
+    )
     own = Readable(tuple(roots), tuple(path for path in hidden if os.path.exists(path)))
     roots += [path for path in needed_libraries(own.files()) if not any(_is_under(path, r) for r in roots)]
     real = {os.path.realpath(root) for root in roots}
