@@ -65,7 +65,7 @@ class Readable:
 def readable(also_hidden: Iterable[str]) -> Readable:
     """What programs need of this interpreter and its packages. `also_hidden`: the data home and the like."""
     packages = [folder for folder in sys.path if os.path.isdir(folder)]
-    # The interpreter's own folders: in a virtual environment `platstdlib` is the environment's, which holds none.
+    # The base interpreter's folders: `platstdlib` of a virtual environment is its own, and holds no library.
     base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
     library = [sysconfig.get_path(name, vars=base) for name in ("stdlib", "platstdlib")]
     library += [folder for folder in packages if folder.startswith(tuple(library))]  # lib-dynload
