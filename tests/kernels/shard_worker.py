@@ -1,5 +1,6 @@
 """One rank of test_shards.py, python shard_worker.py RANK SIZE STORE: sharded results beside the whole."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -150,7 +151,11 @@ def main(rank: int, size: int, store: str) -> None:
         vocabulary_of(VocabShard(None, rows.start + rank), 3, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"critic\.weight: expected VocabShard"):
         vocab_stats(mine[0], mine[1]._replace(shard=None))
+    dist.barrier()  # nobody leaves while another rank still waits for it
     dist.destroy_process_group()
+    # gloo's threads may outlive the group; an interpreter that then tears down ends in std::terminate.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
