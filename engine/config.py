@@ -277,7 +277,10 @@ def resolve(flags: dict[str, Any], file: Path | None = None, preset: str | None 
             raise ValueError(f"{file}: unknown key '{key}'{nearest(key, list(OPTIONS))}")
     preset = preset or flags.get("preset") or from_file.get("preset")
     values = {} if preset is None else PRESETS[one_of("--preset", preset, list(PRESETS))]
-    merged = {**values, **from_file, **flags, "preset": preset}
+    given = {**from_file, **flags}
+    if given.get("algo", "etpo-q") != "etpo-q":  # a preset of the critic network, with another algorithm
+        values = {name: value for name, value in values.items() if name not in OF_THE_CRITIC}
+    merged = {**values, **given, "preset": preset}
     if "algo" not in merged and any(name in merged for name in OF_THE_CRITIC):
         merged["algo"] = "etpo-q"
     return Config(**merged)

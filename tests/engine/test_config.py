@@ -43,3 +43,5 @@ def test_an_option_of_the_critic_network_names_the_algorithm_that_has_one() -> N
     assert resolve({"q_form": "residual"}).algo == "etpo-q"
     assert resolve({"q_form": "residual", "algo": "etpo"}).algo == "etpo"
     assert resolve({"critic_lr": 1.0, "algo": "ppo-kl"}).algo == "ppo-kl"
+    assert resolve({"algo": "reflection"}, preset="paper").critic_lr is None
+    assert resolve({}, preset="paper").critic_lr == 1e-6
