@@ -2,7 +2,7 @@
 
 On the bundled model unlikely tokens tell a program that fails before its end: after 64 programs, a regression
 on seven statistics of what the reference thinks of the prefix explains a quarter of the return's variance in
-the last half of a program (docs/theory.md).
+the last half of a program (docs/results/learner-attempts.md).
 """
 
 from collections.abc import Callable

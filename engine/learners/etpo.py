@@ -2,9 +2,9 @@
 
 Inside an action the next state is known from the token, so that Q(x_k, w_k) = ρ_k + d_k·V(x_{k+1}): a value
 of token states says of the tokens drawn all that a Q function over the vocabulary would. The policy descends
-β·KL(π ‖ π_Q) = −E_π[Q] + β·KL(π ‖ π̄) + V*, the paper's loss, with E_π[Q] by the tokens that were drawn and
-the KL to the reference exactly, over the vocabulary. One network moves; V is a regression in closed form
-(`etpo.engine.values`). `etpo-q` is the paper's way, with a second network for Q.
+β·KL(π ‖ π_Q) = −E_π[Q] + β·KL(π ‖ π̄) + V*, the paper's loss, both expectations by the tokens that were
+drawn. One network moves; V is a regression in closed form (`etpo.engine.values`). `etpo-q` is the paper's
+way, with a second network for Q.
 """
 
 import math
@@ -60,8 +60,9 @@ class EtpoLearner:
     def targets(self, seen: Fresh) -> tuple[Tensor, Tensor]:
         """(y, V) [K] at the drawn tokens; afterwards V has learned their returns.
 
-        y_k = ρ_k − β·KL_k + d_k·[(1 − λ)·V(x_{k+1}) + λ·y_{k+1}], KL_k that of the policy at x_k: so V is the
-        soft value V_π(x) = E_π[Q] − β·KL(π ‖ π̄), and y − V has mean 0 where V is right.
+        y_k = ρ_k − β·log(μ/π̄)(w_k) + d_k·[(1 − λ)·V(x_{k+1}) + λ·y_{k+1}], the log-ratio an estimate of the
+        KL at x_k: so V is the soft value V_π(x) = E_π[Q] − β·KL(π ‖ π̄), and y − V has mean 0 where V is
+        right.
         """
         batch, n = seen.batch, seen.batch.n_tokens
         features = state_features(batch, seen.hidden_ref, seen.logprob_ref, seen.entropy_ref)
