@@ -8,10 +8,10 @@ from torch import Tensor
 
 from etpo.engine.behaviour import reference_hidden
 from etpo.engine.config import Config
-from etpo.engine.losses import logprob_and_entropy, stream_kl
+from etpo.engine.losses import logprob_and_entropy
 from etpo.engine.models.roles import Roles
 from etpo.engine.optim import RoleOptimizer
-from etpo.engine.replay import Action, ActionBatch, collate, known
+from etpo.engine.replay import Action, ActionBatch, collate
 from etpo.engine.step import BoundedStep
 from etpo.kernels import Stream
 
@@ -22,19 +22,15 @@ class Fresh:
 
     Attributes:
         batch: the actions, packed.
-        reference: the reference's stream at the K states.
         hidden_ref: [K + M, D], the reference's hidden states, bootstrap states last.
         logprob_ref, entropy_ref: [K], log π̄(w_k) and the entropy of π̄(·|x_k).
-        kl_ref: [K], KL(π(·|x_k) ‖ π̄(·|x_k)) of the policy that drew, exact.
         logprob_mu: [K], log μ(w_k).
     """
 
     batch: ActionBatch
-    reference: Stream
     hidden_ref: Tensor
     logprob_ref: Tensor
     entropy_ref: Tensor
-    kl_ref: Tensor
     logprob_mu: Tensor
 
     @property
@@ -46,25 +42,16 @@ class Fresh:
         """Σ over an action's tokens, [A]."""
         return torch.stack([x.sum() for x in x_K.split(self.lengths)])
 
-    def per_token(self, x_A: Tensor) -> Tensor:
-        """An action's number at each of its tokens, [K]."""
-        return x_A.repeat_interleave(torch.tensor(self.lengths, device=x_A.device))
-
 
 @torch.no_grad()
 def look_at(roles: Roles, actions: list[Action], gamma: float) -> Fresh:
-    """The numbers of `Fresh`, from the hidden states that the rollout kept and one pass of the reference."""
+    """The numbers of `Fresh`, from one pass of the reference, which is then kept with the actions."""
     batch = collate(actions, gamma)
-    policy = roles.stream("policy", torch.cat([known(a.hidden) for a in batch.actions]))
-    device = policy.hidden.device
-    tokens = batch.tokens_K.to(device)
     hidden_ref = reference_hidden(roles, batch)
     reference = roles.stream("reference", hidden_ref[: batch.n_tokens])
-    logprob_ref, entropy_ref = logprob_and_entropy(reference, tokens)
-    return Fresh(
-        batch, reference, hidden_ref, logprob_ref, entropy_ref, stream_kl(policy, reference),
-        batch.logprob_mu_K.to(device),
-    )  # fmt: skip
+    device = hidden_ref.device
+    logprob_ref, entropy_ref = logprob_and_entropy(reference, batch.tokens_K.to(device))
+    return Fresh(batch, hidden_ref, logprob_ref, entropy_ref, batch.logprob_mu_K.to(device))
 
 
 # (policy's stream with gradient, its log π(w_k) [K] with gradient) -> loss, scalar
