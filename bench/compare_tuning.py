@@ -25,11 +25,11 @@ def _grid(**values: tuple[float, ...]) -> tuple[Settings, ...]:
 # The step size of the policy beside what bounds or shapes a step; as many settings for all, so that the same
 # number of runs tries the same share of each grid.
 GRIDS: dict[str, tuple[Settings, ...]] = {
-    "etpo": _grid(lr=(0.05, 0.15, 0.5), max_kl_update=(0.02, 0.05)),
-    "etpo-q": _grid(critic_lr=(0.6, 1.2, 2.4), max_kl_update=(0.02, 0.05)),
-    "ppo-kl": _grid(lr=(0.05, 0.15, 0.5), max_kl_update=(0.02, 0.05)),
-    "rloo": _grid(lr=(0.05, 0.15, 0.5), max_kl_update=(0.02, 0.05)),
-    "grpo": _grid(lr=(0.05, 0.15, 0.5), max_kl_update=(0.02, 0.05)),
+    "etpo": _grid(lr=(0.1, 0.4), max_kl_update=(0.02, 0.05, 0.1)),
+    "etpo-q": _grid(critic_lr=(0.6, 1.2), max_kl_update=(0.02, 0.05, 0.1)),
+    "ppo-kl": _grid(lr=(0.1, 0.4), max_kl_update=(0.02, 0.05, 0.1)),
+    "rloo": _grid(lr=(0.1, 0.4), max_kl_update=(0.02, 0.05, 0.1)),
+    "grpo": _grid(lr=(0.1, 0.4), max_kl_update=(0.02, 0.05, 0.1)),
 }
 
 

@@ -122,8 +122,8 @@ def test_tunes_alike_pairs_seeds_and_only_reads_what_is_finished(runs: Runs, pla
     assert len(told) == 2 * 6 + 2 * 3
     assert {name: len(own) for name, own in found.trials.items()} == {"etpo": 6, "etpo:beta=0.5": 6}
     first, other = found.rows
-    assert dict(first.variant.settings)["lr"] == 0.5
-    assert dict(other.variant.settings) == {"beta": 0.5, "lr": 0.5, "max_kl_update": 0.02}
+    assert dict(first.variant.settings)["lr"] == 0.4
+    assert dict(other.variant.settings) == {"beta": 0.5, "lr": 0.4, "max_kl_update": 0.02}
     assert [r.case.seed for r in first.results] == [r.case.seed for r in other.results] == [0, 1, 2]
     assert other.rival is not None
     # last 8 of 16 programs: the shares 12/16 and 16/16 of the end, which is 0.3·0.4 higher
