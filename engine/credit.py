@@ -114,6 +114,8 @@ class CreditKeeper:
 class Blame:
     """Failed programs whose error names a line, and where the token that is blamed most stands.
 
+    Tokens of the program alone count: to the token that ends it falls what V did not foresee of the reward.
+
     Attributes:
         n: such programs.
         on_line: those whose token with the lowest Q − V stands on that line.
@@ -128,12 +130,15 @@ class Blame:
 
     def add(self, line: int | None, lines: Sequence[int | None], columns: Numbers) -> None:
         """Count one program: the line of its error, and the line of each of its tokens."""
+        inside = [k for k, one in enumerate(lines) if one is not None]
+        if not inside:
+            return
         local = [q - v for q, v in zip(columns["q"], columns["v"], strict=True)]
         update = columns.get("advantage", local)
         self.n += 1
-        self.on_line += lines[lowest(local)] == line
-        self.on_line_update += lines[lowest(update)] == line
-        self.by_chance += sum(one == line for one in lines) / len(lines)
+        self.on_line += lines[min(inside, key=local.__getitem__)] == line
+        self.on_line_update += lines[min(inside, key=update.__getitem__)] == line
+        self.by_chance += sum(lines[k] == line for k in inside) / len(inside)
 
     def rounded(self) -> Record:
         return {
@@ -230,11 +235,6 @@ def lines_of_tokens(texts: Sequence[str], action: str) -> list[int | None]:
         lines.append(1 + whole.count("\n", start, position) if is_part else None)
         at += len(text)
     return lines
-
-
-def lowest(values: Sequence[float]) -> int:
-    """Where the lowest value stands, the first of equals."""
-    return min(range(len(values)), key=values.__getitem__)
 
 
 def _rounded(x: float) -> float | None:
