@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from etpo.bench.machine import machine
+from etpo.engine.machine import machine
 from etpo.engine.drawing import draw_texts
 from etpo.engine.models.language_model import load_language_model
 from etpo.engine.models.prompt_form import PromptForm

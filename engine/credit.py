@@ -88,7 +88,7 @@ class CreditKeeper:
             for program, action in zip(programs, fresh, strict=True) if id(action) in numbers
         ]  # fmt: skip
         if self._stretches is None:
-            self._stretches = chosen_so_far(read_records(self.folder.credit_file), self.seed)
+            self._stretches = chosen_so_far(read_records(self.folder.credit_file))
         found = []
         for program, action, columns in told:
             first = stretch_of(program["step"])
@@ -96,7 +96,8 @@ class CreditKeeper:
             key = draw(self.seed, program["step"])
             why = stretch.reasons(program["step"], program["reward"], key)
             if why:
-                found.append(program_record(program, self.texts(action.tokens), columns, first, why))
+                slot = {"stretch": first, "why": why, "draw": key}
+                found.append(program_record(program, self.texts(action.tokens), columns) | slot)
         return [*found, *self._blame(told)]
 
     def _blame(self, told: Sequence[tuple[Record, Action, Numbers]]) -> list[Record]:
@@ -147,12 +148,12 @@ class Blame:
         }  # fmt: skip
 
 
-def program_record(program: Record, texts: list[str], columns: Numbers, first: int, why: list[str]) -> Record:
+def program_record(program: Record, texts: list[str], columns: Numbers) -> Record:
     """A program with the numbers of its tokens, for credit.jsonl."""
     kept = ("step", "env", "episode", "t", "reward", "outcome", "error")
     rounded = {name: [_rounded(x) for x in column[:MOST_TOKENS]] for name, column in columns.items()}
     return {
-        "kind": "program", "stretch": first, "why": why, **{name: program[name] for name in kept},
+        "kind": "program", **{name: program[name] for name in kept},
         "line": named_line(program["error"]),
         "lines": lines_of_tokens(texts, program["text"])[:MOST_TOKENS], "texts": texts[:MOST_TOKENS],
         **rounded,
@@ -195,7 +196,7 @@ def draw(seed: int, step: int) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def chosen_so_far(records: Iterable[Record], seed: int) -> dict[int, Stretch]:
+def chosen_so_far(records: Iterable[Record]) -> dict[int, Stretch]:
     """The stretches as they were after the last of the records."""
     stretches: dict[int, Stretch] = {}
     for one in records:
@@ -207,7 +208,7 @@ def chosen_so_far(records: Iterable[Record], seed: int) -> dict[int, Stretch]:
         if "worst" in one["why"]:
             stretch.worst = one["reward"], one["step"]
         if "sample" in one["why"]:
-            stretch.sample[one["step"]] = draw(seed, one["step"])
+            stretch.sample[one["step"]] = one["draw"]
             if len(stretch.sample) > SAMPLES:
                 del stretch.sample[max(stretch.sample, key=stretch.sample.__getitem__)]
     return stretches

@@ -40,6 +40,7 @@ class RunFolder:
         self.config_file = path / "config.toml"
         self.metrics_file = path / "metrics.jsonl"
         self.programs_file = path / "programs.jsonl"
+        self.origin_file = path / "origin.json"
         self.credit_file = path / "credit.jsonl"
         self.best_file = path / "best_program.py"
         self.report_file = path / "report.html"
@@ -114,6 +115,7 @@ class RunFolder:
         """Take away what a run wrote that failed before its first checkpoint, so that the path is free."""
         if not self.checkpoints.exists() and not self.metrics_file.exists():
             self.config_file.unlink(missing_ok=True)
+            self.origin_file.unlink(missing_ok=True)
             for model in (self.reference, self.path / ".reference.partial"):
                 shutil.rmtree(model, ignore_errors=True)
             with contextlib.suppress(OSError):

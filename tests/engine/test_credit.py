@@ -96,7 +96,7 @@ def test_what_is_kept_is_bounded_and_read_back(tmp_path):
         }  # fmt: skip
         records += keeper.records(fresh, [program], acted, None)
     assert len(records) < 800
-    again = chosen_so_far(records, 3)
+    again = chosen_so_far(records)
     assert again == keeper._stretches
     for stretch in again.values():
         members = [s for s in range(stretch.first, 2001) if stretch_of(s) == stretch.first]
