@@ -42,6 +42,10 @@ class Fresh:
         """Σ over an action's tokens, [A]."""
         return torch.stack([x.sum() for x in x_K.split(self.lengths)])
 
+    def per_token(self, x_A: Tensor) -> Tensor:
+        """A number of each action at each of its tokens, [K]."""
+        return x_A.repeat_interleave(torch.tensor(self.lengths, device=x_A.device))
+
 
 @torch.no_grad()
 def look_at(roles: Roles, actions: list[Action], gamma: float) -> Fresh:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from etpo.engine.config import Config
-from etpo.engine.learners import UpdateLog
+from etpo.engine.learners import Credit, UpdateLog
 from etpo.engine.models.roles import Role, Roles
 from etpo.engine.optim import policy_optimizer
 from etpo.engine.policy_gradient import climb, look_at
@@ -53,7 +53,8 @@ class GrpoLearner:
             )  # fmt: skip
 
         loss, kl, share = climb(self.roles, self.optimizer, seen, loss_of, config)
-        return UpdateLog(kl, share, None, loss, returns.mean().item(), None)
+        credit = Credit(seen.batch.actions, seen.per_token(advantage), seen.logprob_ref)
+        return UpdateLog(kl, share, None, loss, returns.mean().item(), None, credit)
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimiser's moments."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from etpo.engine.config import Config
-from etpo.engine.learners import UpdateLog
+from etpo.engine.learners import Credit, UpdateLog
 from etpo.engine.models.roles import Role, Roles
 from etpo.engine.optim import policy_optimizer
 from etpo.engine.policy_gradient import climb, look_at
@@ -50,7 +50,11 @@ class PpoKlLearner:
 
         loss, kl, share = climb(self.roles, self.optimizer, seen, loss_of, config)
         q, error = (advantage + v).mean().item(), advantage.square().mean().item()
-        return UpdateLog(kl, share, error, loss, q, v.mean().item())
+        credit = Credit(
+            seen.batch.actions, seen.per_token(advantage), seen.logprob_ref, seen.per_token(advantage + v),
+            seen.per_token(v),
+        )  # fmt: skip
+        return UpdateLog(kl, share, error, loss, q, v.mean().item(), credit)
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimiser's moments, and what V has learned."""
