@@ -1,4 +1,4 @@
-"""What the learners of one network share: their parts, what is known of fresh actions, the epochs over them."""
+"""What the learners of one network share: parts, what is known of fresh actions, the epochs over them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
