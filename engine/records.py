@@ -1,13 +1,12 @@
 """The records of a run: one of each program, one of each iteration, and the file of the best program."""
 
-import dataclasses
 import hashlib
 import resource
 from typing import Any
 
 import numpy as np
 
-from etpo.engine.learners import UpdateLog
+from etpo.engine.learners import UPDATE_KEYS, UpdateLog
 from etpo.engine.progress import Best, Progress
 from etpo.engine.run_folder import write_atomically
 from etpo.envs.best_program import best_program
@@ -15,7 +14,6 @@ from etpo.envs.data_science import DataScience
 from etpo.envs.vector import Transition
 
 Record = dict[str, Any]
-UPDATE_KEYS = [field.name for field in dataclasses.fields(UpdateLog)]
 
 
 def record(
@@ -58,7 +56,7 @@ def summarise(run: Progress, programs: list[Record], log: UpdateLog | None) -> R
         programs: the records of its programs.
         log: what its update did; None where nothing was updated.
     """
-    update = dataclasses.asdict(log) if log else dict.fromkeys(UPDATE_KEYS)
+    update = log.numbers() if log else dict.fromkeys(UPDATE_KEYS)
     return {
         "step": run.step,
         "stage": "train" if log else "act",
