@@ -149,3 +149,16 @@ def test_the_mounts_of_rooms_that_have_ended_go(arrays):
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_many_workers_and_more_jobs_than_both_sockets_hold_come_to_an_end(arrays):
+    with Sandbox(workers=256) as box:
+        results = box.run([("1 / 0", arrays, 0)] * 560)
+    assert {result.failure.kind for result in results} == {"ZeroDivisionError"}
+
+
+def test_of_many_cores_no_more_are_used_than_there_are_users(monkeypatch, arrays):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(384)))
+    with Sandbox() as box:
+        assert box.workers == 256
+        assert box.run([(FIT, arrays, 0)])[0].outcome == "ok"
