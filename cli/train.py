@@ -110,6 +110,6 @@ def _tell(folder: RunFolder, outcome: "Outcome | None") -> None:
 
 def _tell_how_to_resume(folder: RunFolder) -> None:
     if folder.checkpoints.exists():
-        click.echo(f"Stopped; to go on: etpo train --resume {folder.path}", err=True)
+        click.echo(f"Stopped; to go on: {folder.resume_command}", err=True)
     else:
         click.echo("Stopped before the first checkpoint; nothing was kept.", err=True)

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -87,6 +88,11 @@ class RunFolder:
                 usage=False,
             )
         return folder
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with the run."""
+        return f"etpo train --resume {shlex.quote(str(self.path))}"
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
