@@ -39,7 +39,7 @@ def difference(old: str, new: str) -> list[DiffLine]:
 
 def family(source: str) -> str:
     """What a program builds: the names of the classes that it calls, in their order, or an empty string."""
-    called = re.findall(r"(?<![\w.\"'])([A-Z]\w*[a-z]\w*)\(", source)
+    called = re.findall(r"(?<![\w.\"'])([A-Z]\w+)\(", source)
     return " + ".join(dict.fromkeys(called))
 
 

@@ -58,7 +58,8 @@
 
     function draw() {
       const p = view.program, xs = values() || [];
-      const scale = Math.max(1e-9, ...xs.map(Math.abs));
+      const inside = xs.filter((_, k) => counted(p, k)).map(Math.abs);
+      const scale = Math.max(1e-9, ...inside);
       const blamed = p.reward < 0 || p.error ? mostBlamed(p, xs) : -1;
       const shared = $("follow").checked && view.pinned && view.pinned !== p ? sharedStart(p, view.pinned) : 0;
       tokens.replaceChildren();
@@ -88,7 +89,7 @@
           if (text === "") node.classList.add("end");
           if (part.trim()) {
             if (xs.length) node.style.background =
-              `rgba(var(--${xs[k] < 0 ? "blame" : "credit"}), ${(0.6 * Math.abs(xs[k]) / scale).toFixed(3)})`;
+              `rgba(var(--${xs[k] < 0 ? "blame" : "credit"}), ${(0.6 * Math.min(1, Math.abs(xs[k]) / scale)).toFixed(3)})`;
             if (k === blamed) node.classList.add("blamed");
             if (k < shared) node.classList.add("shared");
           }
@@ -121,7 +122,8 @@
         (p.t ? ` · try ${p.t + 1} of its episode` : "") + (p.error && p.line === null ? ` · ${p.error}` : "");
       $("scale-low").textContent = `blame ${signed(-scale, 2)}`;
       $("scale-high").textContent = `${signed(scale, 2)} credit`;
-      const largest = xs.reduce((at, x, k) => (Math.abs(x) > Math.abs(xs[at]) ? k : at), 0);
+      const weight = (k) => (counted(p, k) ? Math.abs(xs[k] ?? 0) : -1);
+      const largest = p.texts.reduce((at, _, k) => (weight(k) > weight(at) ? k : at), 0);
       view.token = blamed >= 0 ? blamed : largest;
       drawValues();
       show(view.token, false);
