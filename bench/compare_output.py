@@ -2,48 +2,28 @@
 
 import dataclasses
 import json
-import os
-import platform
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from etpo import __version__
 from etpo.bench.compare import Comparison, Row
 from etpo.bench.compare_figure import Line, Panel, figure
 from etpo.bench.compare_results import Result
 from etpo.bench.compare_statistics import RESAMPLES, Interval, band, running_mean
 from etpo.bench.compare_tuning import Trial
 from etpo.bench.compare_variants import Settings
+from etpo.engine.machine import in_words, machine
 
+PACKAGES = ("torch", "numpy")
 CURVE_WINDOW = 50  # programs that a point of a convergence figure is the mean of
-
-
-def environment() -> dict[str, Any]:
-    """The machine and versions that a table was made on."""
-    return {
-        "etpo": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def environment_line() -> str:
-    return "; ".join(f"{key} {value}" for key, value in environment().items()) + "."
 
 
 def to_markdown(found: Comparison, title: str, command: str) -> str:
     """The tables: equal programs and equal CPU time, equal KL, the frontier, what tuning tried, all seeds."""
     plan, first = found.plan, found.rows[0].variant.name
     n_seeds = len(found.rows[0].results)
-    lines = [f"# {title}", "", f"Made by `{command}`.", "", environment_line(), ""]
+    lines = [f"# {title}", "", f"Made by `{command}`.", "", in_words(machine(*PACKAGES)), ""]
     lines += [_how(found, n_seeds), ""]
     lines += [f"## At equal programs ({plan.steps}) and at equal CPU time", ""]
     lines += _main_table(found, first)
@@ -169,7 +149,7 @@ def to_json(found: Comparison, command: str) -> str:
     """Everything that the tables say, and every seed; rewards of every program stay in the work folder."""
     table = {
         "command": command,
-        "environment": environment(),
+        "environment": machine(*PACKAGES),
         "dataset": found.plan.dataset,
         "steps": found.plan.steps,
         "n_tune": found.plan.n_tune,

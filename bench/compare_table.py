@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from etpo.bench.compare import Row, make_all, rows_of
 from etpo.bench.compare_figure import figure
 from etpo.bench.compare_output import (
+    PACKAGES,
     convergence,
-    environment,
-    environment_line,
     interval_text,
     row_record,
     rule,
@@ -19,6 +18,7 @@ from etpo.bench.compare_output import (
 from etpo.bench.compare_results import read_result, score_fresh
 from etpo.bench.compare_runs import Case, Runs, Tell
 from etpo.bench.compare_variants import FROZEN, Variant
+from etpo.engine.machine import in_words, machine
 
 Tables = dict[str, tuple[Row, ...]]  # rows by data set
 
@@ -66,7 +66,7 @@ def to_markdown(grid: Grid, tables: Tables, title: str, command: str) -> str:
         "seeds: bootstrap, percentiles expanded for few seeds. p: Wilcoxon's signed-rank test of pairs by "
         "seed. Fresh splits: each run's best program on twenty halvings of the data that chose nothing."
     )
-    lines = [f"# {title}", "", f"Made by `{command}`.", "", environment_line(), "", how]
+    lines = [f"# {title}", "", f"Made by `{command}`.", "", in_words(machine(*PACKAGES)), "", how]
     for dataset, rows in tables.items():
         first = rows[0].variant.name
         head = (
@@ -95,7 +95,7 @@ def to_json(grid: Grid, tables: Tables, command: str) -> str:
     """The rows of every data set with every seed, the environment, and the command."""
     table = {
         "command": command,
-        "environment": environment(),
+        "environment": machine(*PACKAGES),
         "steps": grid.steps,
         "n_seeds": grid.n_seeds,
         "datasets": {dataset: [row_record(row) for row in rows] for dataset, rows in tables.items()},

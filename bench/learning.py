@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from etpo.engine.machine import machine
+from etpo.engine.machine import in_words, machine
 from etpo.engine.options import nearest
 from etpo.engine.report.summary import Window, learned, read_programs
 from etpo.engine.run_folder import RunFolder
@@ -190,7 +190,7 @@ HEAD = (
 
 def to_markdown(rows: list[Row], title: str, command: str) -> str:
     """The rows, and under them each variant's mean and, beside more than one seed, its least and largest."""
-    lines = [f"# {title}", "", f"Made by `{command}`.", "", _environment_line(), "", HEAD]
+    lines = [f"# {title}", "", f"Made by `{command}`.", "", in_words(machine("torch", "numpy")), "", HEAD]
     lines.append("|" + "---|" * HEAD.count(" | ") + "---|")
     names = list(dict.fromkeys(row.variant for row in rows))
     for name in names:
@@ -199,10 +199,6 @@ def to_markdown(rows: list[Row], title: str, command: str) -> str:
         if len(own) > 1:
             lines.append(_mean_line(own))
     return "\n".join(lines) + "\n"
-
-
-def _environment_line() -> str:
-    return "; ".join(f"{key} {value}" for key, value in machine("torch", "numpy").items()) + "."
 
 
 def _cells(row: Row) -> list[float | None]:

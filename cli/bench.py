@@ -178,7 +178,7 @@ def kernels(
         as_json = json.dumps(rows, indent=1, default=vars) + "\n"
         _write({"--markdown": (markdown, text), "--json": (json_file, as_json)})
         return
-    from etpo.bench.kernels_run import Options, Result, run
+    from etpo.bench.kernels.run import Options, Result, run
 
     options = Options(
         shapes=_words(shapes), functions=_words(functions), peers=_words(peers), heads=_words(heads) or [],

@@ -14,7 +14,10 @@ from etpo import __version__
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """etpo, Python, the versions of `packages`, the processor, the cores that may be used, and the date."""
+    """etpo, Python, the versions of `packages`, the processor, the cores that may be used, and the date.
+
+    The version of a package that is not installed is None.
+    """
     return {
         "etpo": __version__,
         "python": platform.python_version(),
@@ -24,6 +27,12 @@ def machine(*packages: str) -> dict[str, Any]:
         "machine": platform.machine(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def in_words(described: dict[str, Any]) -> str:
+    """What `machine` says, and what a benchmark adds to it, as a sentence of text."""
+    items = (f"{key} {'not installed' if value is None else value}" for key, value in described.items())
+    return "; ".join(items) + "."
 
 
 def origin() -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What the policy-gradient learners share: what is known of the fresh actions, and the epochs over them."""
+"""What the learners of one network share: parts, what is known of fresh actions, the epochs over them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,11 +10,56 @@ from torch import Tensor
 from etpo.engine.behaviour import reference_hidden
 from etpo.engine.config import Config
 from etpo.engine.losses import logprob_and_entropy
-from etpo.engine.models.roles import Roles
-from etpo.engine.optim import RoleOptimizer
+from etpo.engine.models.roles import Role, Roles
+from etpo.engine.optim import RoleOptimizer, policy_optimizer
 from etpo.engine.replay import Action, ActionBatch, collate
 from etpo.engine.step import BoundedStep
 from etpo.kernels import Stream
+
+
+class Memory(Protocol):
+    """What a learner remembers of returns from one iteration to the next."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        ...
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `tensors` gave."""
+        ...
+
+
+Remembers = TypeVar("Remembers", bound=Memory)
+
+
+class OneNetwork(Generic[Remembers]):
+    """A `Learner` of the policy alone but for its `update`: the optimiser, a memory, and their checkpoints.
+
+    Args:
+        roles: policy and reference.
+        config: the update's part of a run's configuration.
+        memory: of returns.
+    """
+
+    moves: ClassVar[tuple[Role, ...]] = ("policy",)
+    acts: ClassVar[Role] = "policy"
+
+    def __init__(self, roles: Roles, config: Config, memory: Remembers) -> None:
+        self.roles, self.config, self.memory = roles, config, memory
+        self.optimizer = policy_optimizer(roles, config)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimiser's moments, and the memory."""
+        return self.optimizer.tensors() | self.memory.tensors()
+
+    def state(self) -> dict[str, Any]:
+        """Nothing besides."""
+        return {}
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Take up what `tensors` gave."""
+        self.optimizer.restore(tensors)
+        self.memory.restore(tensors)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from etpo.bench import kernels as bench
-from etpo.bench.kernels_cases import CRITIC, FUNCTIONS, POLICY, Shape, cases_of, make_inputs, shape_of
-from etpo.bench.kernels_goals import Goal, goal_lines, goals_of
-from etpo.bench.kernels_limits import Products, needed_bytes, needed_flops
-from etpo.bench.kernels_memory import peak_bytes
-from etpo.bench.kernels_peers import CONTESTANTS, EAGER, Contestant, contestants_of
-from etpo.bench.kernels_precision import inputs_at, precision_table
+from etpo.bench.kernels import measure as bench
+from etpo.bench.kernels.cases import CRITIC, FUNCTIONS, POLICY, Shape, cases_of, make_inputs, shape_of
+from etpo.bench.kernels.goals import Goal, goal_lines, goals_of
+from etpo.bench.kernels.limits import Products, needed_bytes, needed_flops
+from etpo.bench.kernels.memory import peak_bytes
+from etpo.bench.kernels.peers import CONTESTANTS, EAGER, Contestant, contestants_of
+from etpo.bench.kernels.precision import inputs_at, precision_table
 from etpo.cli.main import main
 
 CPU = torch.device("cpu")
@@ -242,8 +242,8 @@ def test_shapes_by_name_and_by_size():
 @pytest.fixture
 def quick(monkeypatch):
     """No gigabytes copied, no processes started."""
-    monkeypatch.setattr("etpo.bench.kernels_limits.COPY_BYTES", 1 << 16)
-    monkeypatch.setattr("etpo.bench.kernels_output.import_seconds", lambda: 0.05)
+    monkeypatch.setattr("etpo.bench.kernels.limits.COPY_BYTES", 1 << 16)
+    monkeypatch.setattr("etpo.bench.kernels.output.import_seconds", lambda: 0.05)
 
 
 SMALL = ["bench", "kernels", "--shapes", "40x8", "--tokens", "6", "--repeats", "1", "--device", "cpu"]

@@ -6,8 +6,8 @@ They time forward + backward on the smallest shape; the command measures the oth
 import pytest
 import torch
 
-from etpo.bench.kernels import run_once
-from etpo.bench.kernels_cases import FUNCTIONS, SHAPES, cases_of, make_inputs
+from etpo.bench.kernels.cases import FUNCTIONS, SHAPES, cases_of, make_inputs
+from etpo.bench.kernels.measure import run_once
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from etpo.bench.kernels_cases import Call, Case, Inputs, first_tokens, make_inputs, with_gradients
-from etpo.bench.kernels_limits import Products, flush_cache, needed_bytes, needed_flops, synchronize
-from etpo.bench.kernels_memory import bytes_of, eager_bytes, free_bytes, inputs_bytes, peak_bytes
-from etpo.bench.kernels_peers import EAGER, Contestant
+from etpo.bench.kernels.cases import Call, Case, Inputs, first_tokens, make_inputs, with_gradients
+from etpo.bench.kernels.limits import Products, flush_cache, needed_bytes, needed_flops, synchronize
+from etpo.bench.kernels.memory import bytes_of, eager_bytes, free_bytes, inputs_bytes, peak_bytes
+from etpo.bench.kernels.peers import EAGER, Contestant
 
 Tell = Callable[[str], None]
 Save = Callable[[list["Row"]], None]

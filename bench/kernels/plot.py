@@ -2,8 +2,8 @@
 
 from html import escape
 
-from etpo.bench.kernels import Row
-from etpo.bench.kernels_output import milliseconds
+from etpo.bench.kernels.measure import Row
+from etpo.bench.kernels.output import milliseconds
 
 WIDTH, LABEL, BAR, GAP, TITLE = 900, 210, 14, 4, 26
 # The longest bar ends here; longer ones are cut and say their number.

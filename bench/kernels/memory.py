@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from etpo.bench.kernels_cases import Case
+from etpo.bench.kernels.cases import Case
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:

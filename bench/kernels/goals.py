@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from etpo.bench.kernels import Row
-from etpo.bench.kernels_peers import EAGER
+from etpo.bench.kernels.measure import Row
+from etpo.bench.kernels.peers import EAGER
 
 # The goals are for heads of language models.
 LEAST_VOCAB = 32000

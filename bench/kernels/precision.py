@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from etpo.bench.kernels import Tell, relative_error, run_once
-from etpo.bench.kernels_cases import (
+from etpo.bench.kernels.cases import (
     FUNCTIONS,
     POLICY,
     REFERENCE,
@@ -16,7 +15,8 @@ from etpo.bench.kernels_cases import (
     first_tokens,
     make_inputs,
 )
-from etpo.bench.kernels_peers import Contestant
+from etpo.bench.kernels.measure import Tell, relative_error, run_once
+from etpo.bench.kernels.peers import Contestant
 
 KLS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # Standard deviation of the logits: a model that is sure of some tokens and not of others.

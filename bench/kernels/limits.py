@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor
 
-from etpo.bench.kernels_cases import Case, Inputs
+from etpo.bench.kernels.cases import Case, Inputs
 
 # Logits of the bare products go to a buffer of this many rows, over and over.
 CHUNK_ROWS = 1024

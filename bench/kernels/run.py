@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from etpo.bench.kernels import Row, Tell, measure
-from etpo.bench.kernels_cases import FUNCTIONS, SHAPES, cases_of, shape_of
-from etpo.bench.kernels_limits import copy_bytes_per_s
-from etpo.bench.kernels_output import environment, precision_markdown, to_json, to_markdown
-from etpo.bench.kernels_peers import CONTESTANTS, contestants_of
-from etpo.bench.kernels_plot import to_svg
-from etpo.bench.kernels_precision import precision_table
+from etpo.bench.kernels.cases import FUNCTIONS, SHAPES, cases_of, shape_of
+from etpo.bench.kernels.limits import copy_bytes_per_s
+from etpo.bench.kernels.measure import Row, Tell, measure
+from etpo.bench.kernels.output import environment, precision_markdown, to_json, to_markdown
+from etpo.bench.kernels.peers import CONTESTANTS, contestants_of
+from etpo.bench.kernels.plot import to_svg
+from etpo.bench.kernels.precision import precision_table
 
 PRECISION_SHAPE, PRECISION_TOKENS = "32016x896", 64
 CPU_TOKENS, GPU_TOKENS = [256, 1024], [256, 1024, 8192, 16384]

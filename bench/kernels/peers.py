@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from etpo.bench.kernels_cases import FUNCTIONS, POLICY, REFERENCE, Call, Case, Function, Inputs
+from etpo.bench.kernels.cases import FUNCTIONS, POLICY, REFERENCE, Call, Case, Function, Inputs
 
 HEADS_OF_POLICY = ("linear_logprob", "linear_kl")
 

@@ -3,24 +3,21 @@
 import dataclasses
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from etpo import __version__
-from etpo.bench.kernels import PRODUCTS, Row
-from etpo.bench.kernels_goals import goal_lines, goals_of, memory_beside_gradients
-from etpo.bench.kernels_peers import EAGER
-from etpo.bench.kernels_precision import PrecisionRow
+from etpo.bench.kernels.goals import goal_lines, goals_of, memory_beside_gradients
+from etpo.bench.kernels.measure import PRODUCTS, Row
+from etpo.bench.kernels.peers import EAGER
+from etpo.bench.kernels.precision import PrecisionRow
+from etpo.engine.machine import in_words, machine
 
-PACKAGES = ("triton", "trl", "liger-kernel", "cut-cross-entropy", "transformers")
+PACKAGES = ("torch", "triton", "trl", "liger-kernel", "cut-cross-entropy", "transformers")
 SCHEDULERS = {os.SCHED_OTHER: "normal", os.SCHED_FIFO: "real-time", os.SCHED_RR: "real-time"}
 IMPORT_TIMER = (
     "import torch, time; start = time.perf_counter(); import etpo.kernels; print(time.perf_counter() - start)"
@@ -30,37 +27,13 @@ IMPORT_TIMER = (
 def environment(device: torch.device) -> dict[str, Any]:
     """The machine, versions, date, and how long `import etpo.kernels` takes after `import torch`."""
     return {
-        "etpo": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **{name: _version(name) for name in PACKAGES},
+        **machine(*PACKAGES),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)),
         "torch_threads": torch.get_num_threads(),
         "priority": SCHEDULERS.get(os.sched_getscheduler(0), "other"),
         "load_average": round(os.getloadavg()[0], 2),
-        "machine": platform.machine(),
         "import_s": round(import_seconds(), 4),
-        "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def processor() -> str:
-    """The CPU's model name."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or "unknown"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def import_seconds(repeats: int = 3) -> float:
@@ -81,7 +54,7 @@ def to_json(rows: Sequence[Row | PrecisionRow], about: dict[str, Any]) -> str:
 
 def head_lines(title: str, about: dict[str, Any]) -> list[str]:
     lines = [f"# {title}", "", f"Made by `{about['command']}`.", ""]
-    return [*lines, "; ".join(f"{key} {value}" for key, value in about["environment"].items()) + ".", ""]
+    return [*lines, in_words(about["environment"]), ""]
 
 
 HEADS = {"frozen": "frozen heads", "trained": "trained head", "given logits": "given logits"}
