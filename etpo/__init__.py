@@ -1,7 +1,7 @@
 """etpo: entropy-regularised token-level policy optimisation of language models.
 
-`Config`, `Callback`, `train`, `load` and `score` are the public names, beside the packages `etpo.kernels`,
-`etpo.envs` and `etpo.engine`; what they need is imported when they are used.
+`Config`, `Callback`, `train`, `load`, `score` and `rewards` are the public names, beside the packages
+`etpo.kernels`, `etpo.envs` and `etpo.engine`; what they need is imported when they are used.
 """
 
 import importlib
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from etpo.envs.scoring import Score
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "Config", "EtpoError", "__version__", "load", "score", "train"]
+__all__ = ["Callback", "Config", "EtpoError", "__version__", "load", "rewards", "score", "train"]
 
 
 class EtpoError(Exception):
@@ -129,3 +129,31 @@ def score(program: str, dataset: str, target: str | None = None) -> "Score":
     data = load_dataset(dataset, target)
     with Sandbox() as sandbox:
         return Scorer(data, sandbox).score(program)
+
+
+def rewards(dataset: str, target: str | None = None) -> "Callable[..., list[float]]":
+    """A reward function for TRL's GRPOTrainer: each program's mean ROC AUC, −1 where it fails.
+
+    Programs of a batch run side by side in one sandbox, which ends with the process.
+
+    Args:
+        dataset, target: as in `score`.
+
+    Raises:
+        UnknownDataset, DatasetError: no such data set, or it cannot be read.
+    """
+    import atexit
+
+    from etpo.envs.datasets import load_dataset
+    from etpo.envs.sandbox import Sandbox
+    from etpo.envs.scoring import Scorer
+
+    sandbox = Sandbox()
+    atexit.register(sandbox.close)
+    scorer = Scorer(load_dataset(dataset, target), sandbox)
+
+    def reward(completions: list[Any], **_: Any) -> list[float]:
+        texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
+        return [found.reward for found in scorer.score_many(texts)]
+
+    return reward
