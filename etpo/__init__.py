@@ -137,7 +137,8 @@ def rewards(dataset: str, target: str | None = None) -> "Callable[..., list[floa
     Programs of a batch run side by side in one sandbox, which ends with the process.
 
     Args:
-        dataset, target: as in `score`.
+        dataset: name of a data set, or path of a CSV file.
+        target: the target's column; needed for a CSV file.
 
     Raises:
         UnknownDataset, DatasetError: no such data set, or it cannot be read.

@@ -106,3 +106,14 @@ def test_the_commands_of_the_pages_are_found() -> None:
     assert words_of("etpo train --dataset a.csv --target 'x y'   # as you like") == [
         "train", "--dataset", "a.csv", "--target", "x y",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: make docs installs it")
+    command = [sys.executable, "-P", "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "WARNING" not in done.stderr
+    assert "linear_kl" in (tmp_path / "api.html").read_text(encoding="utf-8")
+    assert "--dataset" in (tmp_path / "commands.html").read_text(encoding="utf-8")
