@@ -5,6 +5,7 @@
 """
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Callback", "Config", "EtpoError", "__version__", "load", "rewards", "score", "train"]
+
+
+# In a checkout whose folder comes before an installation on the path the packages lie beside this folder;
+# typings/etpo has them under their names.
+_NAMES = Path(__file__).resolve().parents[1] / "typings" / "etpo"
+if _NAMES.is_dir() and importlib.util.find_spec("etpo.kernels") is None:
+    __path__.append(str(_NAMES))
 
 
 class EtpoError(Exception):
