@@ -13,7 +13,7 @@ from scipy import stats
 
 from etpo.engine.config import Config
 from etpo.engine.report.charts import Series, line_chart
-from etpo.engine.report.credit import blamed
+from etpo.engine.report.credit import Blamed, blamed, pooled
 from etpo.engine.report.page import Figure, render
 from etpo.engine.report.summary import WINDOW, Learned, Program, duration, learned, window
 from etpo.engine.run_folder import RunFolder, read_records, write_atomically
@@ -53,11 +53,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a run, for tables; None where it has none."""
+    """One number of a run, for tables; None where it has none. A share's interval ends at 0 and 1."""
 
     name: str
     of: Callable[[Run], float | None]
     format: str
+    is_share: bool = False
 
 
 def interval_of(values: Sequence[float]) -> Interval:
@@ -129,7 +130,8 @@ def comparison(folders: Sequence[RunFolder]) -> dict[str, Any]:
         "groups": [
             {"name": group.name, "seeds": [run.learned.config.seed for run in group.runs],
              **{m.name: dataclasses.asdict(found) if (found := _interval(m, group)) else None
-                for m in measures}}
+                for m in measures},
+             "blame": [dataclasses.asdict(row) for row in _blame(group)]}
             for group in groups
         ],
         "runs": [
@@ -139,6 +141,11 @@ def comparison(folders: Sequence[RunFolder]) -> dict[str, Any]:
             for group in groups for run in group.runs
         ],
     }  # fmt: skip
+
+
+def _blame(group: Group) -> list[Blamed]:
+    """Where blame falls, by tenths of the runs; nothing where an update knew no values."""
+    return pooled([rows for run in group.runs if (rows := blamed(run.credit, run.learned.n_programs))])
 
 
 def load_runs(folders: Sequence[RunFolder]) -> list[Run]:
@@ -199,15 +206,15 @@ def measures_of(runs: Sequence[Run], least: int) -> list[Measure]:
     measures = [Measure(f"reward, last {n}", lambda run: window(tail(run)).reward_mean, "{:.3f}")]
     if any(run.learned.has_auc for run in runs):
         measures += [
-            Measure(f"ran, last {n}", lambda run: window(tail(run)).runnable_share, "{:.0%}"),
-            Measure("best AUC", lambda run: window(run.learned.programs[:least]).auc_best, "{:.4f}"),
+            Measure(f"ran, last {n}", lambda run: window(tail(run)).runnable_share, "{:.0%}", True),
+            Measure("best AUC", lambda run: window(run.learned.programs[:least]).auc_best, "{:.4f}", True),
         ]
     measures += [
-        Measure("distinct", lambda run: window(tail(run)).distinct_share, "{:.0%}"),
+        Measure("distinct", lambda run: window(tail(run)).distinct_share, "{:.0%}", True),
         Measure("KL to the reference", lambda run: _metric_at(run, "kl_ref", least), "{:.3f}"),
     ]
     if any(share_on_line(run) is not None for run in runs):
-        measures.append(Measure("blame on the named line", share_on_line, "{:.0%}"))
+        measures.append(Measure("blame on the named line", share_on_line, "{:.0%}", True))
     return measures
 
 
@@ -272,7 +279,12 @@ def _figure(
 
 def _interval(measure: Measure, group: Group) -> Interval | None:
     values = [value for run in group.runs if (value := measure.of(run)) is not None]
-    return interval_of(values) if values else None
+    if not values:
+        return None
+    found = interval_of(values)
+    if found.low is None or found.high is None or not measure.is_share:
+        return found
+    return Interval(found.mean, max(0.0, found.low), min(1.0, found.high))
 
 
 def _format(measure: Measure, value: float | None) -> str:

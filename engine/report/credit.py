@@ -55,6 +55,25 @@ def _share(counts: Sequence[Record], first: int, last: int) -> Blamed:
     return Blamed(first, last, n, share("on_line"), share("on_line_update"), share("by_chance"))
 
 
+def pooled(runs: Sequence[Sequence[Blamed]]) -> list[Blamed]:
+    """The same parts of several runs together, every failed program counting once.
+
+    Raises:
+        ValueError: the runs are not parted alike.
+    """
+    return [_together(parts) for parts in zip(*runs, strict=True)]
+
+
+def _together(parts: Sequence[Blamed]) -> Blamed:
+    n = sum(part.n for part in parts)
+
+    def share(name: str) -> float | None:
+        return sum(part.n * (getattr(part, name) or 0.0) for part in parts) / n if n else None
+
+    first, last = min(part.first for part in parts), max(part.last for part in parts)
+    return Blamed(first, last, n, share("on_line"), share("on_line_update"), share("by_chance"))
+
+
 def shown(records: Sequence[Record], n_programs: int) -> list[Record]:
     """For the page: of each tenth the best, the worst and some random programs with their tokens' numbers.
 

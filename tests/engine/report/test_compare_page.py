@@ -48,6 +48,8 @@ def test_the_numbers_of_a_group_are_those_of_its_runs(tmp_path):
     (group,) = found["groups"]
     mean = group["reward, last 30"]["mean"]
     assert mean == pytest.approx(sum(run["reward, last 30"] for run in found["runs"]) / 3)
+    assert group["blame"][-1]["n"] == 27
+    assert group["blame"][-1]["on_line"] == pytest.approx(4 / 9)
     blame = found["runs"][0]["blame"]
     assert blame[-1] == {
         "first": 1, "last": 60, "n": 9, "on_line": 4 / 9, "on_line_update": 2 / 9, "by_chance": 3 / 9,
