@@ -167,10 +167,38 @@ def launches(arch: int) -> Iterator[tuple[str, "Launch"]]:
         kernel = Backward(problem, outs, outs, plan, target)
         dz = {k: meta(N, V, dtype=dz_dtype(problem.streams.values())) for k in plan.grads}
         yield f"{name}: backward", kernel.launch(dz, slice(0, N), slice(0, V))
+    yield from row_launches()
     critic, tokens, g = source(), meta(N, dtype=torch.int64), meta(N, dtype=torch.float32)
     assert critic.weight is not None
     for name, launch in triton_gather.launches(critic.hidden, critic.weight, tokens, g):
         yield f"gather_q: {name}", launch
+
+
+def row_launches() -> Iterator[tuple[str, "Launch"]]:
+    """The kernel on rows of logits that a library product has made, as each function takes it."""
+    from etpo.kernels.chunked.rowwise import KL as KL_ROWS
+    from etpo.kernels.chunked.rowwise import LOG_RATIO, LOGPROB, Given, Numbers, Wanted
+    from etpo.kernels.triton.rows import derive_launch
+
+    planes, low = [meta(N, V, dtype=torch.float32) for _ in range(2)], [meta(N, V), meta(N, V)]
+    numbers, weights = meta(N, dtype=torch.float64), meta(N, dtype=torch.float32)
+    tokens = meta(N, dtype=torch.int64)
+    plain = Given(None, None)
+    yield "rows of KL", derive_launch(Wanted(KL_ROWS, False, 1.0), planes, plain, Numbers(numbers, None), low)
+    yield (
+        "rows of KL, weighted, all trained",
+        derive_launch(Wanted(KL_ROWS, True, 1.0), planes, Given(None, weights), Numbers(numbers, None), low),
+    )
+    yield (
+        "rows of V*",
+        derive_launch(Wanted(LOG_RATIO, True, 1.0), planes, plain, Numbers(numbers, None), low),
+    )
+    yield (
+        "rows of log-probabilities",
+        derive_launch(
+            Wanted(LOGPROB, False, 1.0), planes[:1], Given(tokens, None), Numbers(numbers, numbers), low[:1]
+        ),
+    )
 
 
 class OfflineDriver:

@@ -43,6 +43,8 @@ TILES = {
 FLOAT32 = Tile(64, 64, 16, 8, 2)
 # Given logits: whole rows are read once, in order.
 LOGITS = Tile(1, 2048, 1, 8, 1)
+# Logits of a library product: a row is read twice, and the second time lies in a cache.
+ROW = Tile(1, 4096, 1, 8, 1)
 # Below it, bf16 has no matrix units.
 CAPABILITY = (8, 0)
 

@@ -67,7 +67,7 @@ def tiling(name: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sizes.TILE_ELEMENTS, "cpu", tile)
         patch.setitem(sizes.BLOCK_COLUMNS, "cpu", block)
-        patch.setattr(sizes, "KEEP_BYTES", keep)
+        patch.setitem(sizes.KEEP_BYTES, "cpu", keep)
         patch.setattr(sizes, "CHUNK_ROWS", rows)
         patch.setattr(sizes, "GATHER_ELEMENTS", tile)
         yield
