@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etpo.engine.losses import logprob_and_entropy, stream_kl
+from etpo.engine.losses import kl_and_entropy, logprob_and_entropy
 from etpo.engine.models.roles import Role, Roles
 from etpo.engine.models.sequences import Sequences
 from etpo.engine.replay import Action, ActionBatch, collate, known
@@ -16,12 +16,12 @@ def behaviour(roles: Roles, acts: Role, fresh: list[Action], gamma: float) -> tu
     batch = collate(fresh, gamma)
     hidden = torch.cat([known(action.hidden) for action in batch.actions])
     stream = roles.stream(acts, hidden)
-    kl = 0.0
-    if acts != "reference":
-        hidden_ref = reference_hidden(roles, batch)[: batch.n_tokens]
-        kl = stream_kl(stream, roles.stream("reference", hidden_ref)).mean().item()
-    _, entropy = logprob_and_entropy(stream, batch.tokens_K.to(hidden.device))
-    return kl, entropy.mean().item()
+    if acts == "reference":
+        _, entropy = logprob_and_entropy(stream, batch.tokens_K.to(hidden.device))
+        return 0.0, entropy.mean().item()
+    hidden_ref = reference_hidden(roles, batch)[: batch.n_tokens]
+    kl, entropy = kl_and_entropy(stream, roles.stream("reference", hidden_ref))
+    return kl.mean().item(), entropy.mean().item()
 
 
 @torch.no_grad()
