@@ -1,7 +1,9 @@
 """Which backend runs a problem, and what a backend is."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,11 +15,11 @@ from torch import Tensor
 from etpo.kernels import reference
 from etpo.kernels.chunked import gather, rowwise, sweep
 from etpo.kernels.chunked.rowwise import KL, LOG_RATIO, LOGPROB
-from etpo.kernels.operators import Rule, make_operator
+from etpo.kernels.operators import Rule, expect_gradient, head_tensors, make_operator
 from etpo.kernels.plan import INDEX
 from etpo.kernels.shards import fields_to_merge, merge_shards
 from etpo.kernels.streams import Problem
-from etpo.kernels.triton import sizes
+from etpo.kernels.triton import measured, sizes
 
 BACKENDS = ("auto", "reference", "chunked", "triton")
 
@@ -134,10 +136,34 @@ def _triton_gather(problem: Problem) -> Tensor:
 REFERENCE = Backend(reference.sweep, reference.gather)
 CHUNKED = Backend(sweep.sweep, gather.gather, rowwise.number)
 TRITON = Backend(_triton_sweep, _triton_gather, partial(rowwise.number, arithmetic=rowwise.TRITON))
+FORCED_ROUTE: ContextVar[str | None] = ContextVar("route", default=None)
 
-# What "auto" takes where "triton" can run. No GPU has been measured yet, so it takes "triton" throughout:
-# it alone keeps the logits out of memory.
-AUTO_ON_CUDA = TRITON
+
+def _measured_number(problem: Problem, kind: int) -> list[Tensor] | None:
+    """A number by the route that was the quickest on this GPU; "products" where none was measured."""
+    heads = [tensor for source in problem.streams.values() for tensor in head_tensors(source)]
+    key = measured.route_key(rowwise.KINDS[kind], trained=expect_gradient(*heads))
+    route = measured.PRODUCTS
+    if not torch.compiler.is_compiling():
+        route = FORCED_ROUTE.get() or measured.measured_on(problem.device).routes.get(key, route)
+    if route == measured.REGISTERS:
+        return None
+    arithmetic = rowwise.TRITON if route == measured.PRODUCTS else rowwise.PYTORCH
+    return rowwise.number(problem, kind, arithmetic)
+
+
+# What "auto" takes where "triton" can run.
+AUTO_ON_CUDA = TRITON._replace(number=_measured_number)
+
+
+@contextmanager
+def routed(route: str) -> Iterator[None]:
+    """Makes "auto" take one route (see `triton.measured`) on CUDA, to measure it."""
+    token = FORCED_ROUTE.set(route)
+    try:
+        yield
+    finally:
+        FORCED_ROUTE.reset(token)
 
 
 def backend_of(name: str, problem: Problem) -> Backend:

@@ -23,7 +23,8 @@ from etpo.kernels.plan import P, Q, R
 from etpo.kernels.streams import Problem
 
 # KL(p ‖ u) = E_p[p − u] − lse p + lse u, of planes p and u; lse u − lse r, of planes r and u; log p(w), of p.
-KL, LOG_RATIO, LOGPROB = range(3)
+KINDS = ("kl", "log_ratio", "logprob")
+KL, LOG_RATIO, LOGPROB = range(len(KINDS))
 # What the forward sweep leaves for backward: ∂/∂hidden of each stream, ∂/∂(plane of logits), or the gradients
 # of a weighted sum.
 BY_HIDDEN, BY_LOGITS, FINISHED = range(3)

@@ -39,6 +39,12 @@ TILES = {
         4: Tile(64, 64, 64, 8, 3),
     },
 }
+# Kernels that have a tile of their own, by `tile.kernel_name`: found by compiling, without a spill.
+BY_KERNEL: dict[str, dict[str, Tile]] = {
+    "pointers": {},
+    "hopper": {"backward p u, of r, p = r": Tile(128, 128, 64, 8, 3)},
+    "blackwell": {},
+}
 # Float32 matrices take the plain multiply-add units: smaller tiles, which hold their operands in registers.
 FLOAT32 = Tile(64, 64, 16, 8, 2)
 # Given logits: whole rows are read once, in order.
@@ -61,8 +67,10 @@ NVIDIA_SWEEP = {"maxnreg": 255}
 
 # Neighbouring programs share this many token blocks, so that their hidden states stay in the L2 cache.
 GROUP_N = 16
-# Programs of a forward sweep for each multiprocessor: enough that the last wave is a small part.
-WAVES = 4
+# Programs of a forward sweep for each multiprocessor at least, and the share of their time that
+# multiprocessors may wait for the last wave where some number of splits allows it.
+WAVES = 1
+MOST_IDLE = 0.03
 # Bytes of the derivative by the logits that a backward holds at a time, and the most tokens of one piece.
 DZ_BYTES = 1 << 29
 DZ_ROWS = 8192
