@@ -275,7 +275,7 @@ def forward_launches(problem: Problem, outs: dict[int, Tensor], target: Target) 
     own: set[int] = set().union(*(READS[k] for k in outs)) - {U}
     inputs = prepare(problem, "forward", planes, own, set(), target)
     n_blocks, n_columns = triton.cdiv(n_rows, inputs.tile.block_n), triton.cdiv(n_vocab, inputs.tile.block_v)
-    n_steps = steps_of(n_blocks, n_columns, target.n_processors)
+    n_steps = steps_of(n_blocks, n_columns, target.n_processors, sizes.WAVES)
     n_splits = triton.cdiv(n_columns, n_steps)
     slots = slots_of(set(outs))
     space = torch.empty(len(slots), n_splits, n_rows, dtype=torch.float32, device=problem.device)
@@ -291,12 +291,12 @@ def forward_launches(problem: Problem, outs: dict[int, Tensor], target: Target) 
 
 
 @lru_cache
-def steps_of(n_blocks: int, n_columns: int, n_processors: int) -> int:
+def steps_of(n_blocks: int, n_columns: int, n_processors: int, waves: int = sizes.WAVES) -> int:
     """Vocabulary blocks of a program, so that few processors wait for the last wave of programs.
 
-    A program takes a whole multiprocessor, for its registers.
+    A program takes a whole multiprocessor, for its registers. waves: of programs, at least.
     """
-    fewest = min(n_columns, -(-sizes.WAVES * n_processors // n_blocks))
+    fewest = min(n_columns, -(-waves * n_processors // n_blocks))
     best, least = n_columns, 1.0
     for n_splits in range(fewest, n_columns + 1):
         n_steps = -(-n_columns // n_splits)
