@@ -3,7 +3,6 @@
 `interpreted/test_triton_products.py` runs it on Triton, in its interpreter.
 """
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -12,13 +11,12 @@ from torch import Tensor
 
 from etpo.kernels import linear_kl, linear_logprob, soft_policy_kl, soft_value
 from etpo.kernels.chunked import sizes
-from tests.kernels.problems import assert_same, gradients
+from tests.kernels.problems import ON_TRITON, assert_same, gradients
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-BACKEND = "triton" if INTERPRETED else "chunked"
-DTYPE = torch.float32 if INTERPRETED else torch.float64
+BACKEND = "triton" if ON_TRITON else "chunked"
+DTYPE = torch.float32 if ON_TRITON else torch.float64
 N, V, D, BETA = 12, 40, 8, 0.4
-TOLERANCE = 3e-5 if INTERPRETED else 1e-11
+TOLERANCE = 3e-5 if ON_TRITON else 1e-11
 
 
 def given(trained: bool) -> list[Tensor]:
