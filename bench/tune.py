@@ -37,14 +37,14 @@ CANDIDATES = {
         Tile(128, 64, 64, 8, 4), Tile(64, 128, 64, 8, 4),
     ),
     "blackwell": (
-        Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(128, 128, 128, 8, 2),
-        Tile(128, 64, 64, 8, 4),
+        Tile(128, 128, 64, 8, 4), Tile(128, 128, 128, 8, 2), Tile(128, 64, 64, 8, 4), Tile(64, 128, 64, 8, 4),
     ),
 }  # fmt: skip
 # Large enough that every multiprocessor is busy.
 ON_A_GPU = offline.Sizes(4096, 32768, 2048, "cuda")
 ROUTE_SHAPE, ROUTE_TOKENS = "32768x4096", 4096
 REPEATS = 5
+LEAST_REGISTERS = 64
 # Functions by the kind of their number.
 KINDS = {"kl": "soft_policy_kl", "log_ratio": "soft_value", "logprob": "linear_logprob_alone"}
 Tell = Callable[[str], None]
@@ -110,7 +110,8 @@ def run_seconds(launches: list["Launch"]) -> float | None:
         torch.cuda.synchronize()
     except Exception:
         return None
-    if getattr(built, "n_spills", 0):
+    # Too large a tile may compile to a kernel that does nothing.
+    if built.n_spills or built.n_regs < LEAST_REGISTERS:
         return None
     times = []
     for _ in range(REPEATS):
@@ -170,7 +171,8 @@ def compile_candidates(arch: int, tell: Tell = print) -> dict[str, list[Tile]]:
             except Exception:
                 continue
             spills = built.spill_loads + built.spill_stores
-            if not spills and built.shared_bytes <= offline.SHARED_LIMIT[arch]:
+            # Too large a tile may compile to a kernel that does nothing.
+            if not spills and built.matrix_count and built.shared_bytes <= offline.SHARED_LIMIT[arch]:
                 good.append(tile)
         fitting[choice.name] = good
         usual = "×".join(map(str, choice.usual))

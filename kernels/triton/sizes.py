@@ -42,8 +42,16 @@ TILES = {
 # Kernels that have a tile of their own, by `tile.kernel_name`: found by compiling, without a spill.
 BY_KERNEL: dict[str, dict[str, Tile]] = {
     "pointers": {},
-    "hopper": {"backward p u, of r, p = r": Tile(128, 128, 64, 8, 3)},
-    "blackwell": {},
+    "hopper": {
+        "backward p u, of r, p = r": Tile(128, 128, 64, 8, 3),
+        "forward p u, of q r, p = r": Tile(128, 128, 64, 8, 3),
+        "backward p u, of q r, p = r": Tile(128, 128, 64, 8, 3),
+    },
+    "blackwell": {
+        "forward p u, of r, p = r": Tile(128, 128, 64, 8, 4),
+        "backward p u, of r, p = r": Tile(128, 128, 64, 8, 4),
+        "backward p u, of q r, p = r": Tile(128, 128, 64, 8, 4),
+    },
 }
 # Float32 matrices take the plain multiply-add units: smaller tiles, which hold their operands in registers.
 FLOAT32 = Tile(64, 64, 16, 8, 2)
