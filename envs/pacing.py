@@ -12,7 +12,7 @@ from collections import deque
 SHORTEST_S = 1 / 32
 RATIO = 1.5
 FINE_RATIO = RATIO ** (1 / 3)  # to which the usual time is known: it shall not tell what it was made of
-REMEMBERED = 32  # rounds that the usual time is the median of
+REMEMBERED = 9  # rounds that the usual time is the median of: after a slow spell it is soon forgotten
 ALLOWANCE = 1.05  # the first time to start is that much later than the usual end
 
 
