@@ -14,6 +14,7 @@ from etpo.cli.perplexity import perplexity
 from etpo.cli.pretrain import pretrain
 from etpo.cli.sample import sample
 from etpo.cli.score import score
+from etpo.cli.serve_sandbox import serve_sandbox
 from etpo.cli.train import train
 
 
@@ -34,6 +35,7 @@ for command in (
     evaluate,
     sample,
     score,
+    serve_sandbox,
     export,
     perplexity,
     bench,
