@@ -115,7 +115,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 def _disk_full(folder: RunFolder) -> RunFolderError:
     has_saved = folder.checkpoints.exists()
-    go_on = f"go on: etpo train --resume {folder.path}" if has_saved else "start again"
+    go_on = f"go on: {folder.resume_command}" if has_saved else "start again"
     return RunFolderError(
         f"{folder.path}: expected to save, got no space left on the disk; earlier checkpoints are whole: "
         f"free some space, then {go_on}",

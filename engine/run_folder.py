@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,8 @@ class RunFolder:
         self.report_file = path / "report.html"
         self.checkpoints = path / "checkpoints"
         self.reference = path / "reference"
+        self.log_file = path / "log.json"
+        self.writes_events = True
         self._events: Any = None
 
     @classmethod
@@ -88,6 +91,11 @@ class RunFolder:
             )
         return folder
 
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with the run."""
+        return f"etpo train --resume {shlex.quote(str(self.path))}"
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Lock the folder while it is written to: two trainings in one folder would mix their records.
@@ -114,8 +122,8 @@ class RunFolder:
     def discard_if_unused(self) -> None:
         """Take away what a run wrote that failed before its first checkpoint, so that the path is free."""
         if not self.checkpoints.exists() and not self.metrics_file.exists():
-            self.config_file.unlink(missing_ok=True)
-            self.origin_file.unlink(missing_ok=True)
+            for file in (self.config_file, self.origin_file, self.log_file):
+                file.unlink(missing_ok=True)
             for model in (self.reference, self.path / ".reference.partial"):
                 shutil.rmtree(model, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -147,7 +155,7 @@ class RunFolder:
                 file.writelines(json.dumps(record) + "\n" for record in credit)
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean(metrics)) + "\n")
-        for name in METRICS:
+        for name in METRICS if self.writes_events else ():
             value = metrics.get(name)
             if value is not None and math.isfinite(value):
                 self._writer().add_scalar(name, value, metrics["step"])
@@ -161,7 +169,8 @@ class RunFolder:
         for name, file in self._records():
             if file.exists():
                 os.truncate(file, sizes.get(name, 0))
-        self._writer(purge_step=step + 1)
+        if self.writes_events:
+            self._writer(purge_step=step + 1)
 
     def _records(self) -> Iterator[tuple[str, Path]]:
         yield "metrics", self.metrics_file

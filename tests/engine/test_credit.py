@@ -43,7 +43,7 @@ def test_credit_points_to_the_token_that_decides(algo, position, tmp_path):
     mdp = planted(position)
     roles = TabularRoles(mdp)
     rates = {"critic_lr": 0.1, "value_lr": 0.1} if algo == "etpo-q" else {}
-    updates = 10 if algo == "etpo-q" else 1
+    updates = 5 if algo == "etpo-q" else 1
     config = Config(
         algo=algo, beta=0.5, optimizer="adamw", lr=1e-4, clip_norm=100.0, updates_per_batch=updates,
         replay_capacity=64, minibatch=64, **rates,
@@ -53,7 +53,7 @@ def test_credit_points_to_the_token_that_decides(algo, position, tmp_path):
         RunFolder(tmp_path), 0, lambda tokens: [LETTERS[token] for token in tokens.tolist()]
     )
     draws = np.random.default_rng(position)
-    for episode in range(20):
+    for episode in range(12):
         fresh = play(mdp, roles, "policy", 64, episode, draws)
         acted = behaviour(roles, "policy", fresh, config.gamma)
         log = learner.update(fresh)

@@ -16,32 +16,15 @@ from .proc import open_proc
 _MADV_POPULATE_READ, _MADV_COLLAPSE = 22, 25
 _HUGE_PAGE_BYTES = 2 * 2**20
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt
-_PYMEM_DOMAIN_RAW = 0
-
-
-class _RawAllocator(ctypes.Structure):
-    """PyMemAllocatorEx."""
-
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("ctx", "malloc", "calloc", "realloc", "free"))
-
-
-class _ArenaAllocator(ctypes.Structure):
-    """PyObjectArenaAllocator. Its functions take what the first and the last of a raw allocator take."""
-
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("ctx", "alloc", "free"))
 
 
 def keep_together() -> None:
-    """Take all memory from the heap from now on: Python's arenas, and what would be mapped for itself."""
+    """Take large blocks from the heap, too, from now on, which would be mapped for themselves."""
     with contextlib.suppress(AttributeError):  # a C library without mallopt
         mallopt = ctypes.CDLL(None).mallopt
         for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             mallopt(option, 2**30)
         mallopt(_M_TOP_PAD, 32 * 2**20)
-        raw = _RawAllocator()
-        ctypes.pythonapi.PyMem_GetAllocator(_PYMEM_DOMAIN_RAW, ctypes.byref(raw))
-        arenas = _ArenaAllocator(raw.ctx, raw.malloc, raw.free)
-        ctypes.pythonapi.PyObject_SetArenaAllocator(ctypes.byref(arenas))
 
 
 def allocate_as_usual() -> None:
