@@ -15,6 +15,7 @@ from etpo.cli.pretrain import pretrain
 from etpo.cli.report import report, watch
 from etpo.cli.sample import sample
 from etpo.cli.score import score
+from etpo.cli.serve_sandbox import serve_sandbox
 from etpo.cli.train import train
 
 
@@ -37,6 +38,7 @@ for command in (
     evaluate,
     sample,
     score,
+    serve_sandbox,
     export,
     perplexity,
     bench,
