@@ -8,7 +8,7 @@ OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test fast check bench
+.PHONY: help demo test fast check bench docs wheel-check
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,8 @@ help:
 	@echo "make fast   check, then the tests that take seconds"
 	@echo "make check  lint, format and types"
 	@echo "make bench  measure kernels and sandbox on this machine"
+	@echo "make docs   build the documentation site in site/"
+	@echo "make wheel-check  build a wheel, and try it in a fresh environment away from the checkout"
 
 demo: $(STAMP)
 	@$(BIN)/etpo train --dataset tic-tac-toe --steps 500 --seed 0 --device cpu --out $(OUT)
@@ -36,6 +38,13 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -P -m mkdocs build --strict
+
+wheel-check:
+	tests/wheel_check.sh $(PYTHON)
 
 docs/options.md: engine/config.py engine/options.py cli/options.py engine/learners/__init__.py engine/rates.py $(STAMP)
 	$(BIN)/python -P -m etpo.cli.options > $@

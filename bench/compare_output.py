@@ -13,7 +13,7 @@ from etpo.bench.compare_results import Result
 from etpo.bench.compare_statistics import RESAMPLES, Interval, band, running_mean
 from etpo.bench.compare_tuning import Trial
 from etpo.bench.compare_variants import Settings
-from etpo.bench.machine import in_words, machine
+from etpo.engine.machine import in_words, machine
 
 PACKAGES = ("torch", "numpy")
 CURVE_WINDOW = 50  # programs that a point of a convergence figure is the mean of

@@ -18,7 +18,7 @@ from etpo.bench.compare_output import (
 from etpo.bench.compare_results import read_result, score_fresh
 from etpo.bench.compare_runs import Case, Runs, Tell
 from etpo.bench.compare_variants import FROZEN, Variant
-from etpo.bench.machine import in_words, machine
+from etpo.engine.machine import in_words, machine
 
 Tables = dict[str, tuple[Row, ...]]  # rows by data set
 

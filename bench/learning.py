@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from etpo.bench.machine import in_words, machine
+from etpo.engine.machine import in_words, machine
 from etpo.engine.options import nearest
 from etpo.engine.report.summary import Window, learned, read_programs
 from etpo.engine.run_folder import RunFolder

@@ -145,7 +145,7 @@ def _train(roles: FullRoles | LoraRoles, as_opened: LanguageModel) -> str:
     ]
     before = {name: p.detach().clone() for name, p in roles.parameters("policy").items()}
     log = EtpoQLearner(roles, TRAINING).update(fresh)
-    numbers = [value for value in dataclasses.asdict(log).values() if value is not None]
+    numbers = [value for value in log.numbers().values() if value is not None]
     if not all(map(math.isfinite, numbers)):
         return "not finite"
     moved = any(not torch.equal(p, before[name]) for name, p in roles.parameters("policy").items())

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from etpo.bench.machine import machine
 from etpo.engine.drawing import draw_texts
+from etpo.engine.machine import machine
 from etpo.engine.models.language_model import load_language_model
 from etpo.engine.models.prompt_form import PromptForm
 from etpo.envs.datasets import load_dataset

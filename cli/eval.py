@@ -126,7 +126,7 @@ def _window(programs: list[dict[str, Any]]) -> dict[str, Any]:
 
     return dataclasses.asdict(window(
         Program(i, p["reward"], p.get("outcome"), p.get("auc_mean"), p.get("auc_std"), p.get("error"),
-                hash(p["text"]))
+                p["text"])
         for i, p in enumerate(programs)
     ))  # fmt: skip
 

@@ -12,6 +12,7 @@ from etpo.cli.eval import evaluate
 from etpo.cli.export import export
 from etpo.cli.perplexity import perplexity
 from etpo.cli.pretrain import pretrain
+from etpo.cli.report import report, watch
 from etpo.cli.sample import sample
 from etpo.cli.score import score
 from etpo.cli.train import train
@@ -30,6 +31,8 @@ def main(debug: bool) -> None:
 
 for command in (
     train,
+    report,
+    watch,
     compare_command,
     evaluate,
     sample,

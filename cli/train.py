@@ -9,14 +9,16 @@ from click.core import ParameterSource
 from etpo.cli.errors import INTERRUPTED
 from etpo.cli.options import GroupedCommand, config_options
 from etpo.cli.progress import progress_view
+from etpo.engine.callbacks import Callbacks, observed
 from etpo.engine.config import Config, resolve
+from etpo.engine.loggers import loggers_of
 from etpo.engine.opening import RESUMABLE, open_folder, placed
 from etpo.engine.options import flag
 from etpo.engine.report.summary import data_name, duration
 from etpo.engine.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from etpo.engine.progress import Outcome
+    from etpo.engine.progress import Observer, Outcome
 
 
 @click.command(cls=GroupedCommand)
@@ -70,12 +72,20 @@ def _resumed(path: Path, given: dict[str, Any], config_file: Path | None) -> Con
 def _run(config: Config, folder: RunFolder, *, resumed: bool) -> "Outcome":
     model = config.agent or config.model
     title = f"{config.algo} · {model} on {data_name(config)} · seed {config.seed} · {folder.path}"
+    told = Callbacks(loggers_of(config))
     with progress_view(config, title, resumed=resumed) as view:
         from etpo.engine.loop import train as run_loop  # imports torch: the view is up before
         from etpo.engine.trained import quiet_transformers
 
+        def run(observe: "Observer") -> "Outcome":
+            def both(metrics: dict[str, Any]) -> None:
+                view(metrics)
+                observe(metrics)
+
+            return run_loop(config, folder, resume=resumed, observe=both)
+
         quiet_transformers()
-        return run_loop(config, folder, resume=resumed, observe=view)
+        return observed(run, told, config, folder.path)
 
 
 def _tell(folder: RunFolder, outcome: "Outcome | None") -> None:
@@ -110,6 +120,6 @@ def _tell(folder: RunFolder, outcome: "Outcome | None") -> None:
 
 def _tell_how_to_resume(folder: RunFolder) -> None:
     if folder.checkpoints.exists():
-        click.echo(f"Stopped; to go on: etpo train --resume {folder.path}", err=True)
+        click.echo(f"Stopped; to go on: {folder.resume_command}", err=True)
     else:
         click.echo("Stopped before the first checkpoint; nothing was kept.", err=True)

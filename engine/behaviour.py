@@ -1,27 +1,45 @@
 """The policy that drew some actions beside the reference: how far it has moved, how spread it is."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from etpo.engine.losses import kl_and_entropy, logprob_and_entropy
+from etpo.engine.losses import beside, logprob_and_entropy
 from etpo.engine.models.roles import Role, Roles
 from etpo.engine.models.sequences import Sequences
 from etpo.engine.replay import Action, ActionBatch, collate, known
 
 
+@dataclass(frozen=True)
+class Behaviour:
+    """What is known of the policy that drew some actions, at each of their K tokens, nat.
+
+    Attributes:
+        actions: the actions, in the order of the rows.
+        logprob, kl, entropy: [K], log π(w_k), KL(π(·|x_k) ‖ π̄(·|x_k)), and the entropy of π(·|x_k).
+    """
+
+    actions: list[Action]
+    logprob: Tensor
+    kl: Tensor
+    entropy: Tensor
+
+
 @torch.no_grad()
-def behaviour(roles: Roles, acts: Role, fresh: list[Action], gamma: float) -> tuple[float, float]:
-    """(KL(π‖π̄), entropy) of the role that drew the fresh actions, means in nat a token."""
+def behaviour(roles: Roles, acts: Role, fresh: list[Action], gamma: float) -> Behaviour:
+    """Of the role that drew the fresh actions; see `Behaviour`."""
     batch = collate(fresh, gamma)
     hidden = torch.cat([known(action.hidden) for action in batch.actions])
     stream = roles.stream(acts, hidden)
+    tokens = batch.tokens_K.to(hidden.device)
     if acts == "reference":
-        _, entropy = logprob_and_entropy(stream, batch.tokens_K.to(hidden.device))
-        return 0.0, entropy.mean().item()
+        logprob, entropy = logprob_and_entropy(stream, tokens)
+        return Behaviour(batch.actions, logprob, torch.zeros_like(entropy), entropy)
     hidden_ref = reference_hidden(roles, batch)[: batch.n_tokens]
-    kl, entropy = kl_and_entropy(stream, roles.stream("reference", hidden_ref))
-    return kl.mean().item(), entropy.mean().item()
+    kl, logprob, entropy = beside(stream, roles.stream("reference", hidden_ref), tokens)
+    return Behaviour(batch.actions, logprob, kl, entropy)
 
 
 @torch.no_grad()

@@ -36,6 +36,8 @@ OF_THE_CRITIC = (
     "minibatch",
 )  # fmt: skip
 
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+
 # The headings of the help, in their order.
 TASK = "What is learned, and on what"
 ROLLOUT = "Writing programs"
@@ -175,7 +177,7 @@ class Config:
     lora_rank: int = setting(16, UPDATE, "Rank of the adapters.", low=1)
     optimizer: Literal["auto", "sgd", "adamw", "lion"] = setting(
         "auto", UPDATE,
-        "Optimiser of policy and critic; auto: momentum SGD for full weights, AdamW for adapters.",
+        "Optimiser of policy and critic; auto: momentum SGD.",
     )  # fmt: skip
     lr: float | None = setting(
         None, UPDATE, "Step size of the policy.", above=0, unset=_by_optimizer("policy")
@@ -233,6 +235,12 @@ class Config:
     checkpoint_every: int = setting(
         80, MACHINE, "Programs between two checkpoints.", unit="programs", low=1, resumable=True
     )
+    log: str = setting(
+        "tensorboard", MACHINE,
+        "Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio, mlflow, several parted by "
+        "commas; or none.",
+        resumable=True,
+    )  # fmt: skip
     out: str | None = setting(
         None, MACHINE, "The run's folder, new or empty.", unset="runs/<dataset>-<algo>-s<seed>-<time>"
     )
@@ -243,6 +251,8 @@ class Config:
         if self.agent is not None and self.algo != "reflection":
             raise ValueError(f"--agent: expected --algo reflection beside it (an API cannot be "
                              f"trained), got --algo {self.algo}")  # fmt: skip
+
+        log_names(self.log)
 
     @property
     def lam_in_force(self) -> float:
@@ -256,6 +266,17 @@ class Config:
 
 
 OPTIONS = declared(Config)
+
+
+def log_names(log: str) -> list[str]:
+    """The trackers that `--log` names; an empty list for `none`.
+
+    Raises:
+        ValueError: one that is not known.
+    """
+    if log.strip() == "none":
+        return []
+    return [one_of("--log", name.strip(), TRACKERS) for name in log.split(",")]
 
 
 def resolve(flags: dict[str, Any], file: Path | None = None, preset: str | None = None) -> Config:

@@ -1,6 +1,5 @@
 """A run that diverges ends at once, with a line, before a checkpoint takes the place of a good one."""
 
-import dataclasses
 import math
 from collections.abc import Iterable
 
@@ -21,7 +20,7 @@ def check_update(log: UpdateLog | None, roles: Roles, moves: Iterable[Role], ste
     Raises:
         Diverged: a number of `log`, or a weight, is not finite.
     """
-    for name, value in dataclasses.asdict(log).items() if log else ():
+    for name, value in log.numbers().items() if log else ():
         if value is not None and not math.isfinite(value):
             raise Diverged(f"step {step}: expected a finite {name}, got {value}; {WHAT_TO_DO}")
     for role in moves:

@@ -54,7 +54,7 @@ def train(
                     samples, texts = roll_out(run, rows)  #                       1 roll out
                     transitions = run.environments.step(texts)  #                  2 reward
                     fresh += store(run, rows, samples, texts, transitions, programs)  # 3 store
-                kl_ref, entropy = behaviour(run.roles, run.learner.acts, fresh, config.gamma)
+                acted = behaviour(run.roles, run.learner.acts, fresh, config.gamma)
                 log = run.learner.update(
                     fresh
                 )  #                                 4 targets, 5 losses and step
@@ -62,10 +62,12 @@ def train(
             n_tokens = sum(len(a.tokens) for a in fresh)
             run.wall_s = clock()
             metrics = summarise(run, programs, log) | {  #                      6 log, checkpoint
-                "kl_ref": kl_ref, "entropy": entropy, "wall_s": run.wall_s,
+                "kl_ref": acted.kl.mean().item(), "entropy": acted.entropy.mean().item(),
+                "wall_s": run.wall_s,
                 "tokens_per_s": n_tokens / (time.monotonic() - began),
             }  # fmt: skip
-            folder.append(metrics, programs)
+            credit = run.credit.records(fresh, programs, acted, log.credit if log else None)
+            folder.append(metrics, programs, credit)
             run.save_if_due(n_programs, whole=n_programs == per_iteration)
             observe(metrics)
         run.wall_s = clock()

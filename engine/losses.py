@@ -84,12 +84,13 @@ def stream_kl(policy: Stream, reference: Stream) -> Tensor:
     return divergence(policy, None, reference, (1.0, 0.0))
 
 
-def kl_and_entropy(policy: Stream, reference: Stream) -> tuple[Tensor, Tensor]:
-    """KL(softmax(z_p) ‖ softmax(z_r)) and the entropy of softmax(z_p), each [K], from one sweep."""
+def beside(policy: Stream, reference: Stream, tokens_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(softmax(z_p) ‖ softmax(z_r)), log softmax(z_p)(w_k) and the entropy of softmax(z_p), each [K], from
+    one sweep."""
     # No mixture of the two is asked for.
-    stats = vocab_stats(policy, None, reference, mix=(0.0, 0.0))
+    stats = vocab_stats(policy, None, reference, targets=tokens_K, mix=(0.0, 0.0))
     kl = there(stats.e_pr) - there(stats.lse_p) + there(stats.lse_r)
-    return kl, -there(stats.e_pp)
+    return kl, there(stats.at_p) - there(stats.lse_p), -there(stats.e_pp)
 
 
 def logprob_and_entropy(stream: Stream, tokens_K: Tensor) -> tuple[Tensor, Tensor]:

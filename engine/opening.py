@@ -6,10 +6,12 @@
 import contextlib
 import dataclasses
 import errno
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from etpo.engine.config import OPTIONS, Config, to_toml
+from etpo.engine.machine import origin
 from etpo.engine.run_folder import RunFolder, RunFolderError, default_out, write_atomically
 
 # What may change when a run goes on: how far and where it goes, not what it is.
@@ -43,6 +45,7 @@ def open_folder(config: Config, *, resume: bool = False) -> Iterator[RunFolder]:
     with folder.held():
         if resume:
             _rewrite_config(config, folder)
+        _note_origin(folder)
         try:
             yield folder
         except Exception as error:
@@ -112,7 +115,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 def _disk_full(folder: RunFolder) -> RunFolderError:
     has_saved = folder.checkpoints.exists()
-    go_on = f"go on: etpo train --resume {folder.path}" if has_saved else "start again"
+    go_on = f"go on: {folder.resume_command}" if has_saved else "start again"
     return RunFolderError(
         f"{folder.path}: expected to save, got no space left on the disk; earlier checkpoints are whole: "
         f"free some space, then {go_on}",
@@ -128,6 +131,16 @@ def _rewrite_config(config: Config, folder: RunFolder) -> None:
             f"--resume {folder.path}: expected a folder that can be written, got {error.strerror}",
             usage=False,
         ) from error
+
+
+def _note_origin(folder: RunFolder) -> None:
+    """Add to origin.json how this part of the run was started, for its page."""
+    try:
+        starts = json.loads(folder.origin_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        starts = []
+    with contextlib.suppress(OSError):  # a full disk is said by the first record that does not fit
+        write_atomically(folder.origin_file, json.dumps([*starts, origin()], indent=1) + "\n")
 
 
 def _absolute(name: str) -> str:

@@ -1,7 +1,8 @@
-"""What the policy-gradient learners share: what is known of the fresh actions, and the epochs over them."""
+"""What the learners of one network share: parts, what is known of fresh actions, the epochs over them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,11 +10,56 @@ from torch import Tensor
 from etpo.engine.behaviour import reference_hidden
 from etpo.engine.config import Config
 from etpo.engine.losses import logprob_and_entropy
-from etpo.engine.models.roles import Roles
-from etpo.engine.optim import RoleOptimizer
+from etpo.engine.models.roles import Role, Roles
+from etpo.engine.optim import RoleOptimizer, policy_optimizer
 from etpo.engine.replay import Action, ActionBatch, collate
 from etpo.engine.step import BoundedStep
 from etpo.kernels import Stream
+
+
+class Memory(Protocol):
+    """What a learner remembers of returns from one iteration to the next."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        ...
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `tensors` gave."""
+        ...
+
+
+Remembers = TypeVar("Remembers", bound=Memory)
+
+
+class OneNetwork(Generic[Remembers]):
+    """A `Learner` of the policy alone but for its `update`: the optimiser, a memory, and their checkpoints.
+
+    Args:
+        roles: policy and reference.
+        config: the update's part of a run's configuration.
+        memory: of returns.
+    """
+
+    moves: ClassVar[tuple[Role, ...]] = ("policy",)
+    acts: ClassVar[Role] = "policy"
+
+    def __init__(self, roles: Roles, config: Config, memory: Remembers) -> None:
+        self.roles, self.config, self.memory = roles, config, memory
+        self.optimizer = policy_optimizer(roles, config)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimiser's moments, and the memory."""
+        return self.optimizer.tensors() | self.memory.tensors()
+
+    def state(self) -> dict[str, Any]:
+        """Nothing besides."""
+        return {}
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Take up what `tensors` gave."""
+        self.optimizer.restore(tensors)
+        self.memory.restore(tensors)
 
 
 @dataclass(frozen=True)
@@ -42,6 +88,10 @@ class Fresh:
         """Σ over an action's tokens, [A]."""
         return torch.stack([x.sum() for x in x_K.split(self.lengths)])
 
+    def per_token(self, x_A: Tensor) -> Tensor:
+        """A number of each action at each of its tokens, [K]."""
+        return x_A.repeat_interleave(torch.tensor(self.lengths, device=x_A.device))
+
 
 @torch.no_grad()
 def look_at(roles: Roles, actions: list[Action], gamma: float) -> Fresh:
@@ -66,8 +116,9 @@ def climb(
     Returns:
         the mean loss, the KL of the update in nat a token, and the share of the step that was kept.
     """
-    step = BoundedStep(roles, fresh.batch)
     sequences, losses = fresh.batch.sequences(), []
+    roles.prepare(sequences)
+    step = BoundedStep(roles, fresh.batch)
     tokens = fresh.batch.tokens_K.to(fresh.logprob_mu.device)
     for _ in range(config.updates_per_batch):
         policy = roles.stream("policy", roles.hidden("policy", sequences))
@@ -77,6 +128,8 @@ def climb(
         optimizer.step(config.clip_norm)
         losses.append(loss.item())
     kl, share = step.shorten(config.max_kl_in_force)
+    if share < 0.1:
+        optimizer.forget()
     for action in fresh.batch.actions:
         action.hidden = None
     return sum(losses) / len(losses), kl, share

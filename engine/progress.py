@@ -16,7 +16,7 @@ from etpo.engine.checkpoint import (
     list_checkpoints,
     save_checkpoint,
 )
-from etpo.engine.config import Config
+from etpo.engine.config import Config, log_names
 from etpo.engine.run_folder import RunFolder
 from etpo.envs.data_science import DataScience
 from etpo.envs.vector import VectorRunner
@@ -66,6 +66,7 @@ class Progress:
 
     def __init__(self, config: Config, folder: RunFolder, environments: VectorRunner) -> None:
         self.config, self.folder, self.environments = config, folder, environments
+        folder.writes_events = "tensorboard" in log_names(config.log)
         self.step = 0
         self.saved_step = -1
         self.wall_s = 0.0

@@ -1,13 +1,12 @@
 """The records of a run: one of each program, one of each iteration, and the file of the best program."""
 
-import dataclasses
 import hashlib
 import resource
 from typing import Any
 
 import numpy as np
 
-from etpo.engine.learners import UpdateLog
+from etpo.engine.learners import UPDATE_KEYS, UpdateLog
 from etpo.engine.progress import Best, Progress
 from etpo.engine.run_folder import write_atomically
 from etpo.envs.best_program import best_program
@@ -15,7 +14,6 @@ from etpo.envs.data_science import DataScience
 from etpo.envs.vector import Transition
 
 Record = dict[str, Any]
-UPDATE_KEYS = [field.name for field in dataclasses.fields(UpdateLog)]
 
 
 def record(
@@ -58,7 +56,7 @@ def summarise(run: Progress, programs: list[Record], log: UpdateLog | None) -> R
         programs: the records of its programs.
         log: what its update did; None where nothing was updated.
     """
-    update = dataclasses.asdict(log) if log else dict.fromkeys(UPDATE_KEYS)
+    update = log.numbers() if log else dict.fromkeys(UPDATE_KEYS)
     return {
         "step": run.step,
         "stage": "train" if log else "act",
@@ -66,6 +64,15 @@ def summarise(run: Progress, programs: list[Record], log: UpdateLog | None) -> R
         "runnable_share": float(np.mean([p["auc_mean"] is not None for p in programs])),
         "distinct_share": len(set(run.recent)) / len(run.recent),
         "auc_best": run.best.auc_mean if run.best else None,
-        "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_mib": resident_mib(),
         **update,
     }
+
+
+def resident_mib() -> float:
+    """Memory of this process that is resident now, MiB; where the kernel does not tell, the most so far."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

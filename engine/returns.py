@@ -80,10 +80,10 @@ class RetryReturn:
         self.recent.extend(g for g, retry in zip(returns.tolist(), retried, strict=True) if retry)
         return returns
 
-    def state(self) -> list[float]:
+    def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
-        return list(self.recent)
+        return {"retry/recent": torch.tensor(list(self.recent), dtype=torch.float64)}
 
-    def restore(self, state: list[float]) -> None:
-        """Take up what `state` gave."""
-        self.recent.extend(state)
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `tensors` gave."""
+        self.recent.extend(tensors["retry/recent"].tolist())

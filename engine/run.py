@@ -12,6 +12,7 @@ from torch import Tensor
 
 from etpo.engine.checkpoint import Checkpoint, load_roles, role_tensors
 from etpo.engine.config import Config
+from etpo.engine.credit import CreditKeeper
 from etpo.engine.environments import make_environments
 from etpo.engine.learners import learner_class
 from etpo.engine.models.digest import digest_of_base
@@ -48,6 +49,7 @@ class Run(Progress):
         self.sampling = Sampling(config.temperature, config.top_k, config.top_p)
         self.generator = torch.Generator(device=model.device).manual_seed(config.seed)
         self.context = model.context
+        self.credit = CreditKeeper(folder, config.seed, self.form.texts)
         self._ids: dict[str, Tensor] = {}
 
     def __enter__(self) -> "Run":

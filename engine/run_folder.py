@@ -5,9 +5,10 @@ import fcntl
 import json
 import math
 import os
+import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,14 @@ class RunFolder:
         self.config_file = path / "config.toml"
         self.metrics_file = path / "metrics.jsonl"
         self.programs_file = path / "programs.jsonl"
+        self.origin_file = path / "origin.json"
+        self.credit_file = path / "credit.jsonl"
         self.best_file = path / "best_program.py"
         self.report_file = path / "report.html"
         self.checkpoints = path / "checkpoints"
         self.reference = path / "reference"
+        self.log_file = path / "log.json"
+        self.writes_events = True
         self._events: Any = None
 
     @classmethod
@@ -86,6 +91,11 @@ class RunFolder:
             )
         return folder
 
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with the run."""
+        return f"etpo train --resume {shlex.quote(str(self.path))}"
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Lock the folder while it is written to: two trainings in one folder would mix their records.
@@ -112,7 +122,8 @@ class RunFolder:
     def discard_if_unused(self) -> None:
         """Take away what a run wrote that failed before its first checkpoint, so that the path is free."""
         if not self.checkpoints.exists() and not self.metrics_file.exists():
-            self.config_file.unlink(missing_ok=True)
+            for file in (self.config_file, self.origin_file, self.log_file):
+                file.unlink(missing_ok=True)
             for model in (self.reference, self.path / ".reference.partial"):
                 shutil.rmtree(model, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -131,27 +142,40 @@ class RunFolder:
         with self.programs_file.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(clean(record)) + "\n" for record in programs)
 
-    def append(self, metrics: dict[str, Any], programs: list[dict[str, Any]]) -> None:
+    def append(
+        self,
+        metrics: dict[str, Any],
+        programs: list[dict[str, Any]],
+        credit: Sequence[dict[str, Any]] = (),
+    ) -> None:
         """One iteration's records, flushed."""
         self._append_programs(programs)
+        if credit:
+            with self.credit_file.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in credit)
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean(metrics)) + "\n")
-        for name in METRICS:
+        for name in METRICS if self.writes_events else ():
             value = metrics.get(name)
             if value is not None and math.isfinite(value):
                 self._writer().add_scalar(name, value, metrics["step"])
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the record files, for a checkpoint."""
-        files = {"metrics": self.metrics_file, "programs": self.programs_file}
-        return {name: file.stat().st_size if file.exists() else 0 for name, file in files.items()}
+        return {name: file.stat().st_size if file.exists() else 0 for name, file in self._records()}
 
     def rewind(self, sizes: dict[str, int], step: int) -> None:
         """Drop the records written after a checkpoint."""
-        for name, file in (("metrics", self.metrics_file), ("programs", self.programs_file)):
+        for name, file in self._records():
             if file.exists():
-                os.truncate(file, sizes[name])
-        self._writer(purge_step=step + 1)
+                os.truncate(file, sizes.get(name, 0))
+        if self.writes_events:
+            self._writer(purge_step=step + 1)
+
+    def _records(self) -> Iterator[tuple[str, Path]]:
+        yield "metrics", self.metrics_file
+        yield "programs", self.programs_file
+        yield "credit", self.credit_file
 
     def close(self) -> None:
         if self._events is not None:

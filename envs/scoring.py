@@ -98,7 +98,7 @@ class Scorer:
         if not self.splits:
             raise ValueError("split_seeds must hold at least one seed, got none")
         self._auditor = Auditor(self._rounds, self.splits, dataset.x, dataset.y)
-        self._pace = Pace()
+        self._pace = Pace(sandbox.workers)
         self._best = -np.inf
         self._kept: dict[str, Score] = {}
 
@@ -160,18 +160,19 @@ class Scorer:
                 self._pace.start(len(running))
             else:
                 self._pace.next_round(len(running))
-            for name, result in self._one_round({name: sources[name] for name in running}, split).items():
+            for name, result in self._run_jobs({name: (sources[name], split) for name in running}).items():
                 results[name].append(result)
             running = [name for name in running if results[name][-1].failure is None]
         return results
 
-    def _one_round(self, sources: Mapping[str, str], split: Split) -> dict[str, SplitResult]:
-        jobs = [(source, split.arrays, split.seed) for source in sources.values()]
-        found = dict(zip(sources, self.sandbox.run(jobs, self.timeout_s), strict=True))
-        for name, job in zip(sources, jobs, strict=True):
+    def _run_jobs(self, jobs: Mapping[str, tuple[str, Split]]) -> dict[str, SplitResult]:
+        """Results of (source, split) by name, all run at once; a time-out is tried once more, alone."""
+        asked = [(source, split.arrays, split.seed) for source, split in jobs.values()]
+        found = dict(zip(jobs, self.sandbox.run(asked, self.timeout_s), strict=True))
+        for name, again in zip(jobs, asked, strict=True):
             if found[name].outcome == "timeout":  # neighbours may have slowed it down
-                (found[name],) = self.sandbox.run([job], self.timeout_s)
-        return {name: self._checked(split, result) for name, result in found.items()}
+                (found[name],) = self.sandbox.run([again], self.timeout_s)
+        return {name: self._checked(jobs[name][1], result) for name, result in found.items()}
 
     def _checked(self, split: Split, result: SplitResult) -> SplitResult:
         """The result, or `invalid_output` where its probabilities are none."""
@@ -196,17 +197,18 @@ class Scorer:
         """What may be told of each program that failed: nothing that depends on the true labels.
 
         A message of the program's own is that of the same split on permuted labels; there, what is true of
-        the program itself is true as well.
+        the program itself is true as well. All are run at once: no true label is near.
         """
-        told: dict[str, Failure] = {}
-        for index in range(len(self.splits)):
-            failing = {name: runs[-1] for name, runs in results.items() if len(runs) == index + 1}
-            failing = {name: run for name, run in failing.items() if run.failure is not None}
-            speaking = {name: sources[name] for name, run in failing.items() if run.outcome in _SPEAKING}
-            told |= {name: run.failure for name, run in failing.items() if run.failure is not None}
-            if speaking:
-                for name, run in self._one_round(speaking, self._auditor.permuted()[index]).items():
-                    told[name] = run.failure or Failure("error", "the program fails on some labels only")
+        failed_on = {name: (len(runs) - 1, runs[-1]) for name, runs in results.items() if runs[-1].failure}
+        told = {name: run.failure for name, (_, run) in failed_on.items() if run.failure is not None}
+        permuted = self._auditor.permuted()
+        jobs = {
+            name: (sources[name], permuted[index])
+            for name, (index, run) in failed_on.items()
+            if run.outcome in _SPEAKING
+        }
+        for name, run in self._run_jobs(jobs).items() if jobs else ():
+            told[name] = run.failure or Failure("error", "the program fails on some labels only")
         return told
 
     def _audit(
@@ -217,16 +219,19 @@ class Scorer:
     ) -> None:
         """Audit the best of the batch where it is a new best, and a share of the others."""
         ran = [action for action, score in scores.items() if score.outcome == "ok"]
-        self._accuse([action for action in ran if self._is_drawn(action)], scores, sources, results)
-        for action in sorted(ran, key=lambda a: scores[a].reward, reverse=True):
+        better = sorted(
+            (action for action in ran if scores[action].reward > self._best),
+            key=lambda action: scores[action].reward,
+            reverse=True,
+        )
+        audited = {*filter(self._is_drawn, ran), *better[:1]}
+        self._accuse([action for action in ran if action in audited], scores, sources, results)
+        for action in better:
+            if action not in audited:
+                self._accuse([action], scores, sources, results)
             if scores[action].outcome != DISHONEST:
-                if scores[action].reward <= self._best:
-                    return
-                if not self._is_drawn(action):
-                    self._accuse([action], scores, sources, results)
-                if scores[action].outcome != DISHONEST:
-                    self._best = scores[action].reward
-                    return
+                self._best = scores[action].reward
+                return
 
     def _accuse(
         self,

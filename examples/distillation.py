@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from etpo.kernels import linear_kl
+from etpo.kernels.causal_lm import heads_of, stream_of
 
 
 def distillation_loss(
@@ -22,12 +23,12 @@ def distillation_loss(
 ) -> Tensor:
     """Mean divergence over all tokens of input_ids [B, T], gradients to the student alone."""
     with torch.no_grad():
-        teacher_hidden = teacher.base_model(input_ids=input_ids).last_hidden_state
-    hidden = student.base_model(input_ids=input_ids).last_hidden_state
-    own = (hidden, student.get_output_embeddings().weight)
-    other = (teacher_hidden, teacher.get_output_embeddings().weight.detach())
-    first, second = (own, other) if reverse else (other, own)
-    return temperature**2 * linear_kl(*first, *second, temperature=temperature).mean()
+        other = stream_of(teacher, temperature=temperature, input_ids=input_ids)
+    own = stream_of(student, temperature=temperature, input_ids=input_ids)
+    other = other._replace(weight=other.weight.detach())
+    p, q = (own, other) if reverse else (other, own)
+    divergence = linear_kl(p.hidden, p.weight, q.hidden, q.weight, **heads_of(p, q))
+    return temperature**2 * divergence.mean()
 
 
 def main() -> None:

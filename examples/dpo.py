@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from etpo.kernels import linear_logprob
+from etpo.kernels.causal_lm import head_of, stream_of
 
 
 def sequence_logprob(model: PreTrainedModel, input_ids: Tensor, is_response: Tensor) -> Tensor:
     """Σ log π(token) over the response, [B]. input_ids, is_response (True on response tokens): [B, T]."""
-    hidden = model.base_model(input_ids=input_ids).last_hidden_state[:, :-1]
+    stream = stream_of(model, input_ids=input_ids)
     targets = input_ids.masked_fill(~is_response, -100)[:, 1:]
-    head = model.get_output_embeddings()
-    logprob, _ = linear_logprob(hidden, head.weight, targets, bias=head.bias)
+    logprob, _ = linear_logprob(stream.hidden[:, :-1], stream.weight, targets, **head_of(stream))
     return logprob.sum(-1)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from etpo.kernels import linear_kl, linear_logprob
+from etpo.kernels.causal_lm import head_of, heads_of, stream_of
 
 
 def ppo_loss(
@@ -32,12 +33,14 @@ def ppo_loss(
     advantage [B, T − 1] belong to that token.
     """
     with torch.no_grad():
-        ref_hidden = reference.base_model(input_ids=input_ids).last_hidden_state[:, :-1]
-    hidden = policy.base_model(input_ids=input_ids).last_hidden_state[:, :-1]
-    weight, ref_weight = (m.get_output_embeddings().weight for m in (policy, reference))
+        base = stream_of(reference, input_ids=input_ids)
+    own = stream_of(policy, input_ids=input_ids)
     targets = input_ids[:, 1:].masked_fill(~is_action, -100)
-    logprob, entropy = linear_logprob(hidden, weight, targets)
-    kl = linear_kl(hidden[is_action], weight, ref_hidden[is_action], ref_weight.detach())
+    hidden, ref_hidden = own.hidden[:, :-1], base.hidden[:, :-1]
+    logprob, entropy = linear_logprob(hidden, own.weight, targets, **head_of(own))
+    kl = linear_kl(
+        hidden[is_action], own.weight, ref_hidden[is_action], base.weight.detach(), **heads_of(own, base)
+    )  # fmt: skip
     ratio = (logprob - logprob_old).exp()
     gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
     objective = gain[is_action] - kl_coef * kl + entropy_coef * entropy[is_action]

@@ -1,6 +1,7 @@
 """TRL's GRPOTrainer with log-probabilities and entropies from etpo.kernels; needs `pip install trl`.
 
-One method is overridden. The loss, sampling, rewards and logging stay TRL's.
+One method is overridden. The loss, sampling, rewards and logging stay TRL's. With a `peft_config` the
+policy's adapter is in force, and for the reference it is off, as TRL says.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 
 from etpo.kernels import linear_logprob
+from etpo.kernels.causal_lm import head_of, stream_of
 
 
 class KernelGRPOTrainer(GRPOTrainer):
@@ -32,8 +34,7 @@ class KernelGRPOTrainer(GRPOTrainer):
             raise ValueError(
                 f"model: expected one of text alone, without experts, got {extra or 'an auxiliary loss'}"
             )
-        causal_lm = self.accelerator.unwrap_model(model)
-        head = causal_lm.get_output_embeddings()
+        own = self.accelerator.unwrap_model(model)
         parts = []
         for ids, mask in zip(
             input_ids.split(batch_size or len(input_ids)),
@@ -41,18 +42,9 @@ class KernelGRPOTrainer(GRPOTrainer):
             strict=True,
         ):
             with self.accelerator.autocast():
-                states = causal_lm.base_model(
-                    input_ids=ids, attention_mask=mask, use_cache=False
-                ).last_hidden_state
+                policy = stream_of(own, input_ids=ids, attention_mask=mask, temperature=self.temperature)
+                states = policy.hidden[:, -logits_to_keep - 1 : -1]
                 targets = ids.masked_fill(mask == 0, -100)[:, -logits_to_keep:]
-                parts.append(
-                    linear_logprob(
-                        states[:, -logits_to_keep - 1 : -1],
-                        head.weight,
-                        targets,
-                        bias=head.bias,
-                        temperature=self.temperature,
-                    )
-                )
+                parts.append(linear_logprob(states, policy.weight, targets, **head_of(policy)))
         logprobs, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
         return logprobs, entropies if compute_entropy else None, None

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     },
     "engine.pretrain.grammar": {"envs.prompts", "envs.sandbox", "envs.scoring"},
     "bench": {"", "engine", "envs", "kernels"},
-    "bench.kernels": {"kernels", "bench.machine"},
+    "bench.kernels": {"kernels", "engine.machine"},
     "cli": {"", "bench", "engine", "envs", "kernels"},
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from etpo.bench.kernels.goals import goal_lines, goals_of, memory_beside_gradien
 from etpo.bench.kernels.measure import PRODUCTS, Row
 from etpo.bench.kernels.peers import EAGER
 from etpo.bench.kernels.precision import PrecisionRow
-from etpo.bench.machine import in_words, machine
+from etpo.engine.machine import in_words, machine
 
 PACKAGES = ("torch", "triton", "trl", "liger-kernel", "cut-cross-entropy", "transformers")
 SCHEDULERS = {os.SCHED_OTHER: "normal", os.SCHED_FIFO: "real-time", os.SCHED_RR: "real-time"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from etpo.bench.machine import machine
+from etpo.engine.machine import machine
 from etpo.envs.datasets import Dataset
 from etpo.envs.sandbox import Sandbox
 from etpo.envs.scoring import Scorer, make_split

@@ -6,7 +6,7 @@ no other learner. To add one, write `engine/learners/NAME.py` with a class `NAME
 """
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 if TYPE_CHECKING:  # torch is imported when an algorithm is looked up, not to print help
@@ -51,6 +51,26 @@ ALGORITHMS = {
 
 
 @dataclass(frozen=True)
+class Credit:
+    """What an update knew of the tokens of some actions, from numbers that it computed anyway; for the page.
+
+    Rows are tokens: those of `actions` one after another, K in all. None: the algorithm has no such number.
+
+    Attributes:
+        actions: the actions, each as the loop gave it.
+        advantage: [K], with what the update weighed each token, in reward units.
+        logprob_ref: [K], log π̄(w_k), nat.
+        q, v: [K], Q(x_k, w_k) and V(x_k), in reward units.
+    """
+
+    actions: "list[Action]"
+    advantage: "Tensor | None" = None
+    logprob_ref: "Tensor | None" = None
+    q: "Tensor | None" = None
+    v: "Tensor | None" = None
+
+
+@dataclass(frozen=True)
 class UpdateLog:
     """What one update did; a number that an algorithm does not have is None.
 
@@ -59,6 +79,7 @@ class UpdateLog:
         step_share: the share of the policy's step that was kept (1 unless the bound cut it).
         loss_q, loss_pi: the critic's and the policy's loss, means over the update's minibatches.
         q_mean, v_mean: Q̄ and V̄ over action tokens, in reward units.
+        credit: what the update knew of single tokens.
     """
 
     kl_update: float | None = None
@@ -67,6 +88,14 @@ class UpdateLog:
     loss_pi: float | None = None
     q_mean: float | None = None
     v_mean: float | None = None
+    credit: Credit | None = field(default=None, repr=False)
+
+    def numbers(self) -> dict[str, float | None]:
+        """All but `credit`, by name."""
+        return {name: getattr(self, name) for name in UPDATE_KEYS}
+
+
+UPDATE_KEYS = tuple(one.name for one in fields(UpdateLog) if one.name != "credit")
 
 
 class Learner(Protocol):

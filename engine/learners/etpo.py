@@ -8,43 +8,31 @@ way, with a second network for Q.
 """
 
 import math
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from etpo.engine.config import Config
-from etpo.engine.learners import UpdateLog
-from etpo.engine.models.roles import Role, Roles
-from etpo.engine.optim import policy_optimizer
-from etpo.engine.policy_gradient import Fresh, climb, look_at
+from etpo.engine.learners import Credit, UpdateLog
+from etpo.engine.models.roles import Roles
+from etpo.engine.policy_gradient import Fresh, OneNetwork, climb, look_at
 from etpo.engine.replay import Action
 from etpo.engine.targets import retrace_targets
 from etpo.engine.values import PrefixValue, state_features, weights_and_folds
 from etpo.kernels import Stream
 
 
-class EtpoLearner:
-    """One network, and a regression for V.
-
-    Args:
-        roles: policy and reference.
-        config: the update's part of a run's configuration.
-    """
-
-    moves: ClassVar[tuple[Role, ...]] = ("policy",)
-    acts: ClassVar[Role] = "policy"
+class EtpoLearner(OneNetwork[PrefixValue]):
+    """The policy, and a regression for V of token states."""
 
     def __init__(self, roles: Roles, config: Config) -> None:
-        self.roles, self.config = roles, config
-        self.optimizer = policy_optimizer(roles, config)
-        self.value = PrefixValue()
+        super().__init__(roles, config, PrefixValue())
 
     def update(self, fresh: list[Action]) -> UpdateLog:
         """Targets from V, steps of the policy on the fresh actions."""
         config = self.config
         seen = look_at(self.roles, fresh, config.gamma)
-        y, v = self.targets(seen)
+        y, v, q = self.targets(seen)
         advantage = y - v
         size = seen.per_action(advantage.abs()) / torch.tensor(seen.lengths, device=advantage.device)
 
@@ -55,14 +43,17 @@ class EtpoLearner:
             return -(size * progress.clamp_max(math.log1p(config.clip_high))).mean()
 
         loss, kl, share = climb(self.roles, self.optimizer, seen, loss_of, config)
-        return UpdateLog(kl, share, advantage.square().mean().item(), loss, y.mean().item(), v.mean().item())
+        return UpdateLog(
+            kl, share, advantage.square().mean().item(), loss, y.mean().item(), v.mean().item(),
+            Credit(seen.batch.actions, advantage, seen.logprob_ref, q, v),
+        )  # fmt: skip
 
-    def targets(self, seen: Fresh) -> tuple[Tensor, Tensor]:
-        """(y, V) [K] at the drawn tokens; afterwards V has learned their returns.
+    def targets(self, seen: Fresh) -> tuple[Tensor, Tensor, Tensor]:
+        """(y, V, Q) [K] at the drawn tokens; afterwards V has learned their returns.
 
         y_k = ρ_k − β·log(μ/π̄)(w_k) + d_k·[(1 − λ)·V(x_{k+1}) + λ·y_{k+1}], the log-ratio an estimate of the
         KL at x_k: so V is the soft value V_π(x) = E_π[Q] − β·KL(π ‖ π̄), and y − V has mean 0 where V is
-        right.
+        right. Q(x_k, w_k) = ρ_k + d_k·V(x_{k+1}) is for who looks on; no step depends on it.
         """
         batch, n = seen.batch, seen.batch.n_tokens
         features = state_features(batch, seen.hidden_ref, seen.logprob_ref, seen.entropy_ref)
@@ -75,17 +66,8 @@ class EtpoLearner:
                 batch.trace_goes_on_K,
             )  # fmt: skip
 
-        v = self.value.regress(features, *weights_and_folds(batch), lambda v: targets(v, 1.0))
+        v = self.memory.regress(features, *weights_and_folds(batch), lambda v: targets(v, 1.0))
         device = seen.logprob_mu.device
-        return targets(v, self.config.lam_in_force).float().to(device), v[:n].float().to(device)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The optimiser's moments, and what V has learned."""
-        return self.optimizer.tensors() | self.value.tensors()
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.optimizer.restore(tensors)
-        self.value.restore(tensors)
+        q = batch.reward_K.double() + batch.discount_K.double() * v[batch.next_K]
+        y = targets(v, self.config.lam_in_force)
+        return y.float().to(device), v[:n].float().to(device), q.float().to(device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from etpo.engine.behaviour import reference_hidden
 from etpo.engine.config import Config
-from etpo.engine.learners import UpdateLog
+from etpo.engine.learners import Credit, UpdateLog
 from etpo.engine.losses import critic_at_tokens, critic_loss, policy_loss, q_of_tokens
 from etpo.engine.models.roles import Role, Roles, polyak
 from etpo.engine.optim import optimizers_of
@@ -77,16 +77,36 @@ class EtpoQLearner:
         self.replay.add(fresh)
         step = BoundedStep(self.roles, collate(fresh, config.gamma))
         logs = []
+        seen: dict[int, tuple[Action, list[Tensor]]] = {}
         for _ in range(config.updates_per_batch):
-            logs.append(self.step(collate(self.replay.sample(config.minibatch, self.rng), config.gamma)))
+            batch = collate(self.replay.sample(config.minibatch, self.rng), config.gamma)
+            log, targets = self.step(batch)
+            logs.append(log)
+            seen |= self._of_fresh(batch, targets)
         kl, share = step.shorten(config.max_kl_in_force)
         for action in fresh:
             action.hidden = None
         loss_q, loss_pi, q_mean, v_mean = np.mean(logs, axis=0).tolist()
-        return UpdateLog(kl, share, loss_q, loss_pi, q_mean, v_mean)
+        return UpdateLog(kl, share, loss_q, loss_pi, q_mean, v_mean, self._credit(list(seen.values())))
 
-    def step(self, batch: ActionBatch) -> tuple[float, float, float, float]:
-        """Targets, both losses, one optimiser step each, Polyak: (L_Q, L_π, mean Q̄, mean V̄)."""
+    def _of_fresh(self, batch: ActionBatch, targets: Targets) -> dict[int, tuple[Action, list[Tensor]]]:
+        """Of the actions that were just drawn: y, Q̄, V̄ and what was read of the reference, [L] each."""
+        lengths = [len(action.tokens) for action in batch.actions]
+        columns = (targets.y, targets.q, targets.v, targets.at_ref)
+        rows = zip(*(x.split(lengths) for x in columns), strict=True)
+        pairs = zip(batch.actions, rows, strict=True)
+        return {id(action): (action, list(row)) for action, row in pairs if action.hidden is not None}
+
+    def _credit(self, seen: list[tuple[Action, list[Tensor]]]) -> Credit | None:
+        """Of the fresh actions that some minibatch held, in its last one; A = y − V̄."""
+        if not seen:
+            return None
+        y, q, v, at_ref = (torch.cat(parts) for parts in zip(*(row for _, row in seen), strict=True))
+        logprob_ref = at_ref if self.config.q_form == "normalised" else None
+        return Credit([action for action, _ in seen], y - v, logprob_ref, q, v)
+
+    def step(self, batch: ActionBatch) -> tuple[tuple[float, float, float, float], Targets]:
+        """Targets, both losses, one optimiser step each, Polyak: (L_Q, L_π, mean Q̄, mean V̄), the targets."""
         config, roles = self.config, self.roles
         targets = self.targets(batch)
         sequences = batch.sequences()
@@ -108,7 +128,8 @@ class EtpoQLearner:
         for optimizer in self.optimizers:
             optimizer.step(config.clip_norm)
         polyak(roles, config.tau)
-        return loss_q.item(), loss_pi.item(), targets.q.mean().item(), targets.v.mean().item()
+        log = loss_q.item(), loss_pi.item(), targets.q.mean().item(), targets.v.mean().item()
+        return log, targets
 
     @torch.no_grad()
     def targets(self, batch: ActionBatch) -> Targets:

@@ -5,44 +5,31 @@ the length), `gspo` (one ratio an action, the geometric mean of its tokens'). So
 arXiv:2402.03300; Yu 2025, arXiv:2503.14476; Liu 2025, arXiv:2503.20783; Zheng 2025, arXiv:2507.18071.
 """
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor
 
 from etpo.engine.config import Config
-from etpo.engine.learners import UpdateLog
-from etpo.engine.models.roles import Role, Roles
-from etpo.engine.optim import policy_optimizer
-from etpo.engine.policy_gradient import climb, look_at
+from etpo.engine.learners import Credit, UpdateLog
+from etpo.engine.models.roles import Roles
+from etpo.engine.policy_gradient import OneNetwork, climb, look_at
 from etpo.engine.replay import Action
 from etpo.engine.returns import RetryReturn
 from etpo.engine.surrogates import grpo_loss, normalised
 from etpo.kernels import Stream
 
 
-class GrpoLearner:
-    """The policy alone.
-
-    Args:
-        roles: policy and reference.
-        config: the update's part of a run's configuration.
-    """
-
-    moves: ClassVar[tuple[Role, ...]] = ("policy",)
-    acts: ClassVar[Role] = "policy"
+class GrpoLearner(OneNetwork[RetryReturn]):
+    """The policy alone."""
 
     def __init__(self, roles: Roles, config: Config) -> None:
-        self.roles, self.config = roles, config
-        self.optimizer = policy_optimizer(roles, config)
-        self.retry = RetryReturn()
+        super().__init__(roles, config, RetryReturn())
 
     def update(self, fresh: list[Action]) -> UpdateLog:
         """Steps of the policy on the fresh actions."""
         config = self.config
         seen = look_at(self.roles, fresh, config.gamma)
         rewards = torch.tensor([action.reward for action in seen.batch.actions], dtype=torch.float64)
-        returns = self.retry.returns(seen, rewards)
+        returns = self.memory.returns(seen, rewards)
         centred = returns - returns.mean() if config.grpo == "dr" else normalised(returns)
         advantage = centred.float().to(seen.logprob_mu.device)
 
@@ -53,15 +40,5 @@ class GrpoLearner:
             )  # fmt: skip
 
         loss, kl, share = climb(self.roles, self.optimizer, seen, loss_of, config)
-        return UpdateLog(kl, share, None, loss, returns.mean().item(), None)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The optimiser's moments."""
-        return self.optimizer.tensors()
-
-    def state(self) -> dict[str, Any]:
-        return {"retry": self.retry.state()}
-
-    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.optimizer.restore(tensors)
-        self.retry.restore(state["retry"])
+        credit = Credit(seen.batch.actions, seen.per_token(advantage), seen.logprob_ref)
+        return UpdateLog(kl, share, None, loss, returns.mean().item(), None, credit)

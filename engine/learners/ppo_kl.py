@@ -4,15 +4,12 @@ One ratio and one advantage an action, GAE over the time steps of an episode, a 
 Source: ETPO, arXiv:2402.06700, section 5; PPO, Schulman 2017, arXiv:1707.06347.
 """
 
-from typing import Any, ClassVar
-
 from torch import Tensor
 
 from etpo.engine.config import Config
-from etpo.engine.learners import UpdateLog
-from etpo.engine.models.roles import Role, Roles
-from etpo.engine.optim import policy_optimizer
-from etpo.engine.policy_gradient import climb, look_at
+from etpo.engine.learners import Credit, UpdateLog
+from etpo.engine.models.roles import Roles
+from etpo.engine.policy_gradient import OneNetwork, climb, look_at
 from etpo.engine.replay import Action
 from etpo.engine.returns import action_rewards, advantages_over_time
 from etpo.engine.surrogates import clipped, normalised
@@ -20,28 +17,18 @@ from etpo.engine.values import PrefixValue
 from etpo.kernels import Stream
 
 
-class PpoKlLearner:
-    """The policy, and a regression for the value of a prompt.
-
-    Args:
-        roles: policy and reference.
-        config: the update's part of a run's configuration.
-    """
-
-    moves: ClassVar[tuple[Role, ...]] = ("policy",)
-    acts: ClassVar[Role] = "policy"
+class PpoKlLearner(OneNetwork[PrefixValue]):
+    """The policy, and a regression for the value of a prompt."""
 
     def __init__(self, roles: Roles, config: Config) -> None:
-        self.roles, self.config = roles, config
-        self.optimizer = policy_optimizer(roles, config)
-        self.value = PrefixValue()
+        super().__init__(roles, config, PrefixValue())
 
     def update(self, fresh: list[Action]) -> UpdateLog:
         """Steps of the policy on the fresh actions."""
         config = self.config
         seen = look_at(self.roles, fresh, config.gamma)
         rewards = action_rewards(seen, config.beta)
-        advantage, v = advantages_over_time(seen, self.value, rewards, config.lam_in_force)
+        advantage, v = advantages_over_time(seen, self.memory, rewards, config.lam_in_force)
         scaled = normalised(advantage).float().to(seen.logprob_mu.device)
 
         def loss_of(policy: Stream, logprob_K: Tensor) -> Tensor:
@@ -50,15 +37,8 @@ class PpoKlLearner:
 
         loss, kl, share = climb(self.roles, self.optimizer, seen, loss_of, config)
         q, error = (advantage + v).mean().item(), advantage.square().mean().item()
-        return UpdateLog(kl, share, error, loss, q, v.mean().item())
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The optimiser's moments, and what V has learned."""
-        return self.optimizer.tensors() | self.value.tensors()
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.optimizer.restore(tensors)
-        self.value.restore(tensors)
+        credit = Credit(
+            seen.batch.actions, seen.per_token(advantage), seen.logprob_ref, seen.per_token(advantage + v),
+            seen.per_token(v),
+        )  # fmt: skip
+        return UpdateLog(kl, share, error, loss, q, v.mean().item(), credit)

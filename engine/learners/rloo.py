@@ -4,42 +4,29 @@ No value, no normalisation; the KL to the reference stands in the reward. Source
 arXiv:2402.14740.
 """
 
-from typing import Any, ClassVar
-
 from torch import Tensor
 
 from etpo.engine.config import Config
-from etpo.engine.learners import UpdateLog
-from etpo.engine.models.roles import Role, Roles
-from etpo.engine.optim import policy_optimizer
-from etpo.engine.policy_gradient import climb, look_at
+from etpo.engine.learners import Credit, UpdateLog
+from etpo.engine.models.roles import Roles
+from etpo.engine.policy_gradient import OneNetwork, climb, look_at
 from etpo.engine.replay import Action
 from etpo.engine.returns import RetryReturn, action_rewards
 from etpo.engine.surrogates import clipped, leave_one_out
 from etpo.kernels import Stream
 
 
-class RlooLearner:
-    """The policy alone.
-
-    Args:
-        roles: policy and reference.
-        config: the update's part of a run's configuration.
-    """
-
-    moves: ClassVar[tuple[Role, ...]] = ("policy",)
-    acts: ClassVar[Role] = "policy"
+class RlooLearner(OneNetwork[RetryReturn]):
+    """The policy alone."""
 
     def __init__(self, roles: Roles, config: Config) -> None:
-        self.roles, self.config = roles, config
-        self.optimizer = policy_optimizer(roles, config)
-        self.retry = RetryReturn()
+        super().__init__(roles, config, RetryReturn())
 
     def update(self, fresh: list[Action]) -> UpdateLog:
         """Steps of the policy on the fresh actions."""
         config = self.config
         seen = look_at(self.roles, fresh, config.gamma)
-        returns = self.retry.returns(seen, action_rewards(seen, config.beta))
+        returns = self.memory.returns(seen, action_rewards(seen, config.beta))
         advantage = leave_one_out(returns).float().to(seen.logprob_mu.device)
 
         def loss_of(policy: Stream, logprob_K: Tensor) -> Tensor:
@@ -47,15 +34,5 @@ class RlooLearner:
             return clipped(log_ratio, advantage, config.clip_low, config.clip_high).mean()
 
         loss, kl, share = climb(self.roles, self.optimizer, seen, loss_of, config)
-        return UpdateLog(kl, share, None, loss, returns.mean().item(), None)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The optimiser's moments."""
-        return self.optimizer.tensors()
-
-    def state(self) -> dict[str, Any]:
-        return {"retry": self.retry.state()}
-
-    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.optimizer.restore(tensors)
-        self.retry.restore(state["retry"])
+        credit = Credit(seen.batch.actions, seen.per_token(advantage), seen.logprob_ref)
+        return UpdateLog(kl, share, None, loss, returns.mean().item(), None, credit)

@@ -138,6 +138,21 @@ class PromptForm:
         said = self._said(anchor + ids)[len(self._said(anchor)) :]
         return action_of(state, said)
 
+    def texts(self, tokens: Any) -> list[str]:
+        """What each drawn token adds to the text, [L]; special tokens add nothing.
+
+        Where several tokens make up one character, the last of them adds it.
+        """
+        anchor = self._text("\n")
+        before = self._said(anchor)
+        found = []
+        for end in range(1, len(tokens) + 1):
+            said = self._said(anchor + [int(token) for token in tokens[:end]])
+            whole = said.removesuffix("\ufffd") if end < len(tokens) else said
+            found.append(whole[len(before) :])
+            before = before if len(whole) < len(before) else whole
+        return found
+
     def _encode_chat(self, state: str, room: int) -> list[int]:
         assert self._chat is not None
         chat, text = self._chat, self._text

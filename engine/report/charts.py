@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH, HEIGHT = 460, 210
@@ -16,11 +16,16 @@ Place = Callable[[float, float], tuple[float, float]]  # (x, y) of the data -> o
 
 @dataclass(frozen=True)
 class Series:
-    """One line: (x, y) points, y None where nothing is known; `css` is its colour, `name` its tooltip."""
+    """One line: (x, y) points, y None where nothing is known; `css` is its colour, `name` its tooltip.
+
+    Attributes:
+        band: (low, high) at each point, drawn faintly behind the line; or nothing.
+    """
 
     name: str
     points: Points
     css: str = "a"
+    band: Sequence[tuple[float, float]] = ()
 
 
 def line_chart(
@@ -42,9 +47,10 @@ def line_chart(
         low, high: the y axis reaches at least from `low` to `high`.
         bound: a dashed level line.
     """
-    series = [Series(s.name, thin_out(s.points), s.css) for s in series]
+    series = [replace(s, points=s.points if s.band else thin_out(s.points)) for s in series]
     known = [(x, y) for s in series for x, y in s.points if y is not None]
     xs, ys = [x for x, _ in known], [y for _, y in known]
+    ys += [edge for s in series for pair in s.band for edge in pair]
     ys += [y for y in (low, high, bound) if y is not None]
     x_ticks, y_ticks = ticks(0.0, max(xs)), ticks(min(ys), max(ys))
     x_range, y_range = (0.0, max(xs)), (y_ticks[0], y_ticks[-1])
@@ -60,6 +66,7 @@ def line_chart(
     if bound is not None:
         (x0, y0), (x1, _) = at(0.0, bound), at(x_range[1], bound)
         body.append(f'<line class="bound" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y0:.1f}"/>')
+    body += [_band(one, at) for one in series if one.band]
     for one in series:
         is_smoothed = smooth and sum(y is not None for _, y in one.points) > SMOOTHED_OVER
         body += _polylines(one.points, at, f"line {one.css}" + (" faint" if is_smoothed else ""))
@@ -70,36 +77,42 @@ def line_chart(
     return _svg(body, label)
 
 
-def stacked_bars(bins: Sequence[tuple[str, dict[str, float]]], kinds: Sequence[str], x_label: str) -> str:
-    """An SVG chart of shares: one bar a bin, its parts stacked in the order of `kinds`, coloured by class.
+def stacked_bars(
+    bins: Sequence[tuple[str, dict[str, float]]], kinds: dict[str, str], x_label: str, label: str
+) -> str:
+    """An SVG chart of shares: one bar a bin, its parts stacked in the order of `kinds`.
 
     Args:
-        bins: (label under the bar, share of each kind); shares of a bin sum to 1.
-        kinds: every kind, from the bottom up.
+        bins: (label under the bar, share of each kind); shares of a bin sum to 1 or less.
+        kinds: every kind, from the bottom up, with the class that colours it.
+        label: what the chart shows, for who does not see it.
     """
+    y_ticks = ticks(0.0, max(sum(shares.values()) for _, shares in bins))
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return LEFT + x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y * (HEIGHT - TOP - BOTTOM)
+        up = y / y_ticks[-1]
+        return LEFT + x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    body = [_axes([], [0.0, 0.25, 0.5, 0.75, 1.0], at, "%", x_label)]
+    body = [_axes([], y_ticks, at, "%", x_label)]
     width = 1.0 / len(bins)
-    for index, (label, shares) in enumerate(bins):
+    for index, (under, shares) in enumerate(bins):
         bottom = 0.0
-        for kind in kinds:
+        for kind, css in kinds.items():
             share = shares.get(kind, 0.0)
             if share > 0:
                 left, top = at((index + 0.08) * width, bottom + share)
                 right, base = at((index + 0.92) * width, bottom)
                 body.append(
-                    f'<rect class="k-{kind}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
-                    f'height="{base - top:.1f}"><title>{escape(label)}: {kind} {share:.0%}</title></rect>'
+                    f'<rect class="{css}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
+                    f'height="{base - top:.1f}"><title>{escape(under)}: {escape(kind)} {share:.0%}</title>'
+                    "</rect>"
                 )
             bottom += share
         x, y = at((index + 0.5) * width, 0.0)
         body.append(
-            f'<text class="tick" x="{x:.1f}" y="{y + 14:.1f}" text-anchor="middle">{escape(label)}</text>'
+            f'<text class="tick" x="{x:.1f}" y="{y + 14:.1f}" text-anchor="middle">{escape(under)}</text>'
         )
-    return _svg(body, "share of outcomes")
+    return _svg(body, label)
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -139,11 +152,15 @@ def thin_out(points: Points) -> list[tuple[float, float | None]]:
 
 
 def running_mean(points: Points) -> list[tuple[float, float | None]]:
-    """The mean of each known point and those before it, `SMOOTHED_OVER` in all."""
+    """The mean of each known point and its neighbours, `SMOOTHED_OVER` in all, fewer at both ends.
+
+    As many count before as behind, so that the line does not lag.
+    """
     known = [(x, y) for x, y in points if y is not None]
     smooth: list[tuple[float, float | None]] = []
     for i, (x, _) in enumerate(known):
-        values = [y for _, y in known[max(0, i + 1 - SMOOTHED_OVER) : i + 1]]
+        reach = min(SMOOTHED_OVER // 2, i, len(known) - 1 - i)
+        values = [y for _, y in known[i - reach : i + reach + 1]]
         smooth.append((x, sum(values) / len(values)))
     return smooth
 
@@ -170,6 +187,14 @@ def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], at: Place, unit: s
         f'<text class="tick" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
     )
     return "".join(parts)
+
+
+def _band(series: Series, at: Place) -> str:
+    """The area between the edges of a series' band."""
+    rows = [(x, pair) for (x, _), pair in zip(series.points, series.band, strict=True)]
+    edge = [at(x, low) for x, (low, _) in rows] + [at(x, high) for x, (_, high) in reversed(rows)]
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in edge)
+    return f'<polygon class="band {series.css}" points="{points}"/>'
 
 
 def _polylines(points: Points, at: Place, css: str) -> list[str]:

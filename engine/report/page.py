@@ -1,35 +1,37 @@
-"""report.html: what a run did, as one static page that needs no script and fetches nothing."""
+"""report.html: what a run did, as one page that stands alone and fetches nothing."""
 
-import re
+import base64
+import json
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import jinja2
+from markupsafe import Markup
 
 from etpo import __version__
+from etpo.engine.report import credit as credits
 from etpo.engine.report.charts import SMOOTHED_OVER, Series, line_chart, stacked_bars
+from etpo.engine.report.episodes import best_programs, chains
+from etpo.engine.report.errors import NAMED, OTHER, OUTCOMES, kind_of, kinds, shares_over_time
+from etpo.engine.report.highlight import family
 from etpo.engine.report.summary import Learned, Program, Window, duration, learned
-from etpo.engine.run_folder import RunFolder, write_atomically
-from etpo.envs.prompts import as_program
+from etpo.engine.run_folder import RunFolder, read_records, write_atomically
 
 BINS = 10
-TYPICAL_ERRORS = 3
-OUTCOMES = {
-    "ok": "ran",
-    "error": "Python error",
-    "timeout": "took too long",
-    "memory": "too much memory",
-    "refused": "refused before running",
-    "invalid_output": "no valid probabilities",
-    "crashed": "process died",
-}
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One chart of metrics: `keys` are (key, name) of one or two lines; `where` says which runs have it."""
+    """One chart of metrics: `keys` are (key, name) of its lines; the metric `minus` is taken from each.
+
+    `where` says which runs have it.
+    """
 
     title: str
     keys: tuple[tuple[str, str], ...]
@@ -39,6 +41,18 @@ class Curve:
     smooth: bool = False
     low: float | None = None
     high: float | None = None
+    minus: str | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its title, its caption, and (class, name) of each colour that needs a word."""
+
+    title: str
+    svg: Markup
+    caption: str
+    legend: Sequence[tuple[str, str]] = ()
+    wide: bool = False
 
 
 CURVES = (
@@ -59,14 +73,17 @@ CURVES = (
     Curve("KL of one update", (("kl_update", "KL"),),
           "How far each update moved the policy; the dashed line is the bound.",
           "nat a token", "etpo", low=0.0),
-    Curve("Values", (("q_mean", "Q"), ("v_mean", "V")),
-          'Mean Q (<b class="ink-a">blue</b>) and V (<b class="ink-b">orange</b>) of the target network at '
-          "the tokens that were drawn.", "reward", "etpo"),
-    Curve("Critic's loss", (("loss_q", "loss"),),
-          "Huber distance between Q and its target.", "reward²", "etpo", smooth=True, low=0.0),
+    Curve("Value", (("v_mean", "V"),),
+          "Mean V at the tokens that were drawn: what the learner expected there.", "reward", "etpo"),
+    Curve("Target less value", (("q_mean", "y − V"),),
+          "Mean target less mean V at the tokens that were drawn: above 0 where programs did better than was "
+          "expected of them.", "reward", "etpo", smooth=True, minus="v_mean"),
+    Curve("Value's loss", (("loss_q", "loss"),),
+          "Squared distance between value and target; etpo-q: the critic's Huber loss.",
+          "reward²", "etpo", smooth=True, low=0.0),
     Curve("Policy's loss", (("loss_pi", "loss"),),
-          "KL from the policy to the one that the critic asks for.",
-          "nat a token", "etpo", smooth=True, low=0.0),
+          "What the policy descends; docs/metrics.md says it for each algorithm.",
+          "see caption", "etpo", smooth=True),
 )  # fmt: skip
 
 
@@ -77,19 +94,90 @@ def write_report(folder: RunFolder) -> Path:
         ValueError: nothing was executed yet.
         OSError: the file cannot be written.
     """
-    run = learned(folder)
-    parts = [_header(run), _verdict(run), _table(run), _curves(run)]
-    if run.has_auc:
-        parts += [_outcomes(run.programs), _best_program(run)]
-    parts += [_typical_errors(run.programs), _settings(folder)]
-    title = f"{run.config.algo} on {run.data_name}"
-    write_atomically(folder.report_file, PAGE.format(title=escape(title), style=STYLE, body="\n".join(parts)))
+    write_atomically(folder.report_file, run_page(folder))
     return folder.report_file
 
 
-def _header(run: Learned) -> str:
+def run_page(folder: RunFolder, live: str = "") -> str:
+    """The page of a run.
+
+    Args:
+        live: names this state of the run; a page that has one asks its server for news.
+
+    Raises:
+        ValueError: nothing was executed yet.
+    """
+    run = learned(folder)
+    records = read_records(folder.credit_file)
+    data: dict[str, Any] = {
+        "title": f"{run.config.algo} on {run.data_name}",
+        "facts": _facts(run),
+        "stopped": _stopped(run, folder, live),
+        "verdict": _verdict(run),
+        "before": _before(run),
+        "curves": _curves(run),
+        "credit": _credit(run, records),
+        "blamed": [_blamed_row(row, run.n_programs) for row in credits.blamed(records, run.n_programs)],
+        "best": best_programs(run.programs) if run.has_auc else None,
+        "best_command": _best_command(folder),
+        "kinds": kinds(run.programs),
+        "outcomes": run.has_auc,
+        "error_charts": _error_charts(run),
+        "chains": chains(run.programs),
+        "programs": packed(_all_programs(run.programs)),
+        "starts": starts_of(folder),
+        "config": folder.config_file.read_text(encoding="utf-8"),
+        "live": live,
+    }
+    data["sections"] = [
+        (anchor, name) for anchor, name, there in (
+            ("before", "Before and after", True), ("curves", "Curves", True),
+            ("credit", "Credit of tokens", data["credit"]), ("best", "Best programs", run.has_auc),
+            ("errors", "Errors", data["kinds"] or run.has_auc), ("episodes", "Corrections", data["chains"]),
+            ("programs", "All programs", True), ("settings", "How it was made", True),
+        ) if there
+    ]  # fmt: skip
+    return render("run.html.j2", data)
+
+
+def render(template: str, data: dict[str, Any]) -> str:
+    """A page from one of the templates."""
+    return _environment().get_template(template).render(**data)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals |= {
+        "version": __version__,
+        "auc": _auc,
+        "live": "",
+        **{
+            name: Markup((TEMPLATES / file).read_text(encoding="utf-8").rstrip())
+            for name, file in (("style", "style.css"), ("script", "script.js"))
+        },
+    }
+    return environment
+
+
+def packed(value: Any) -> str:
+    """A value as JSON, deflated, in base64: small, and nothing in it can end a script element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(text.encode("utf-8", "surrogatepass"), 9)).decode("ascii")
+
+
+def in_script(value: Any) -> Markup:
+    """A value as JSON that can stand in a script element."""
+    text = json.dumps(value, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _facts(run: Learned) -> dict[str, str]:
     config = run.config
-    facts = {
+    return {
         "data set" if config.env is None else "environment": run.data_name,
         "model": config.agent or config.model,
         "algorithm": config.algo,
@@ -97,10 +185,16 @@ def _header(run: Learned) -> str:
         "seed": str(config.seed),
         "wall time": duration(run.wall_s),
         "β, γ, λ": f"{config.beta:g}, {config.gamma:g}, {config.lam_in_force:g}",
-        "etpo": __version__,
     }
-    cells = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
-    return f"<header><h1>{escape(config.algo)} on {escape(run.data_name)}</h1><dl>{cells}</dl></header>"
+
+
+def _stopped(run: Learned, folder: RunFolder, live: str) -> str | None:
+    if run.n_programs >= run.config.steps:
+        return None
+    said = f"{run.n_programs:,} of {run.config.steps:,} programs"
+    if live:
+        return f"This run goes on: {said} so far."
+    return f"This run stopped after {said}; it goes on with: {folder.resume_command}"
 
 
 def _verdict(run: Learned) -> str:
@@ -115,108 +209,153 @@ def _verdict(run: Learned) -> str:
     if run.kl_ref is not None and run.config.algo != "reflection":
         moved = _signed(run.kl_ref)
         told.append(f"The policy stands {moved} nat a token (KL) from the model that it started as.")
-    return f'<p class="verdict">{" ".join(told)}</p>'
+    return " ".join(told)
 
 
-def _table(run: Learned) -> str:
+def _before(run: Learned) -> dict[str, Any]:
     n = run.first.n
 
-    def row(name: str, part: Window) -> str:
+    def row(name: str, part: Window) -> tuple[str, list[str]]:
         cells = [_signed(part.reward_mean)]
         if run.has_auc:
             cells = [f"{part.runnable_share:.0%}", *cells, _number(part.auc_mean), _number(part.auc_best)]
-        cells.append(f"{part.distinct_share:.0%}")
-        return f"<tr><th>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        return name, [*cells, f"{part.distinct_share:.0%}"]
 
     names = ["mean reward"]
     if run.has_auc:
         names = ["ran", *names, "mean AUC of those that ran", "best AUC"]
-    head = "".join(f"<th>{name}</th>" for name in [*names, "distinct"])
-    return (
-        f'<h2>Before and after</h2><div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>'
-        f"{row(f'first {n} programs', run.first)}{row(f'last {n} programs', run.last)}</tbody></table></div>"
-    )
+    rows = [row(f"first {n} programs", run.first), row(f"last {n} programs", run.last)]
+    return {"head": [*names, "distinct"], "rows": rows}
 
 
-def _curves(run: Learned) -> str:
+def _curves(run: Learned) -> list[Figure]:
     figures = []
     for curve in CURVES:
         lines = [
-            Series(name, [(m["step"], m.get(key)) for m in run.metrics], css)
+            Series(name, [(m["step"], _less(m.get(key), m, curve.minus)) for m in run.metrics], css)
             for (key, name), css in zip(curve.keys, "ab", strict=False)
         ]
-        shown = {"all": True, "auc": run.has_auc, "etpo": run.config.algo != "reflection"}[curve.where]
-        if not shown or all(y is None for line in lines for _, y in line.points):
+        is_wanted = {"all": True, "auc": run.has_auc, "etpo": run.config.algo != "reflection"}[curve.where]
+        if not is_wanted or all(y is None for line in lines for _, y in line.points):
             continue
         bound = run.config.max_kl_in_force if curve.keys[0][0] == "kl_update" else None
         chart = line_chart(
             lines, unit=curve.unit, smooth=curve.smooth, low=curve.low, high=curve.high, bound=bound
         )
-        note = " Strong line: running mean." if curve.smooth and len(run.metrics) > SMOOTHED_OVER else ""
-        figures.append(
-            f"<figure><h3>{curve.title}</h3>{chart}<figcaption>{curve.caption}{note}</figcaption></figure>"
+        note = (
+            f" Strong line: mean over {SMOOTHED_OVER} iterations around each."
+            if curve.smooth and len(run.metrics) > SMOOTHED_OVER
+            else ""
         )
-    return f'<h2>Curves</h2><div class="figures">{"".join(figures)}</div>'
+        figures.append(Figure(curve.title, Markup(chart), curve.caption + note))
+    return figures
 
 
-def _outcomes(programs: Sequence[Program]) -> str:
-    n_bins = min(BINS, len(programs))
-    bins = []
-    for i in range(n_bins):
-        part = programs[i * len(programs) // n_bins : (i + 1) * len(programs) // n_bins]
-        counts = Counter(p.outcome or "ok" for p in part)
-        bins.append((f"{part[-1].step:,}", {kind: count / len(part) for kind, count in counts.items()}))
-    seen = [kind for kind in OUTCOMES if any(kind in shares for _, shares in bins)]
-    legend = "".join(f'<span><i class="k-{kind}"></i>{OUTCOMES[kind]}</span>' for kind in seen)
-    chart = stacked_bars(bins, seen, "programs executed, up to")
-    return (
-        f'<h2>What became of the programs</h2><figure class="wide">{chart}<div class="legend">{legend}</div>'
-        "<figcaption>Outcomes of the programs in the order of their execution, in equal parts.</figcaption>"
-        "</figure>"
-    )
+def _less(value: float | None, metrics: dict[str, Any], minus: str | None) -> float | None:
+    if minus is None or value is None:
+        return value
+    other = metrics.get(minus)
+    return None if other is None else value - other
 
 
-def _best_program(run: Learned) -> str:
-    if run.best is None:
-        return "<h2>The best program</h2><p>No program ran to its end.</p>"
-    source = escape(as_program(run.best.text).rstrip())
-    auc = _auc(run.best.auc_mean, run.best.auc_std)
-    return (
-        f"<h2>The best program</h2><p>Program {run.best.step:,}: AUC {auc} "
-        f"over five random halvings of {escape(run.data_name)}. It can be run on its own: "
-        f"<code>python best_program.py DATA.csv --target C</code></p><pre><code>{source}</code></pre>"
-    )
-
-
-def _typical_errors(programs: Sequence[Program]) -> str:
-    """The most frequent kinds of errors, each by its latest message, early and late counts beside it."""
-    failures = [p for p in programs if p.error]
-    if not failures:
-        return ""
-    half = programs[len(programs) // 2].step
-    rows = []
-    for kind, count in Counter(_kind_of_error(p) for p in failures).most_common(TYPICAL_ERRORS):
-        same = [p for p in failures if _kind_of_error(p) == kind]
-        late = sum(p.step >= half for p in same)
-        message = escape(same[-1].error or "")
-        rows.append(
-            f"<tr><td>{count - late}</td><td>{late}</td><td class=msg><code>{message}</code></td></tr>"
+def _credit(run: Learned, records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    tenths = credits.shown(records, run.n_programs)
+    if not tenths or not any("advantage" in p for tenth in tenths for p in tenth["programs"]):
+        return None
+    has_values = any("q" in p for tenth in tenths for p in tenth["programs"])
+    is_of_tokens = run.config.algo.startswith("etpo")
+    weight = "weight in the update"
+    columns = [("advantage", f"{weight}: y − V" if has_values else f"{weight}: the program's advantage")]
+    if is_of_tokens:
+        columns.insert(0, ("moved", "Q − V: what the token changed"))
+        lead = (
+            "Each token is coloured by Q − V, its advantage: how much better (blue) or worse (orange) the "
+            "learner expected the program to end once the token stood there. Underlined: the most blamed "
+            "token of a program that failed."
         )
-    return (
-        "<h2>Typical errors</h2><table><thead><tr><th>in the first half</th><th>in the second</th>"
-        f"<th class=msg>the latest of its kind</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
+    else:
+        lead = (
+            "This algorithm gives every token of a program the same advantage: the program's reward against "
+            "what others earned."
+        )
+    data = {"tenths": tenths, "advantage": "y − V" if has_values else "advantage"}
+    return {"lead": lead, "n": len(tenths), "columns": columns, "data": in_script(data)}
 
 
-def _kind_of_error(program: Program) -> str:
-    """A message without what differs between alike ones: line, quoted names, numbers."""
-    text = re.sub(r"^line \d+: ", "", program.error or "")
-    return re.sub(r"\d+", "0", re.sub(r"'[^']*'|\"[^\"]*\"", "''", text))[:80]
+def _blamed_row(row: credits.Blamed, n_programs: int) -> dict[str, Any]:
+    whole = row.last - row.first + 1 == n_programs
+    name = "all" if whole else f"{row.first:,} to {row.last:,}"
+    shares = (row.on_line, row.on_line_update, row.by_chance)
+    return {"name": name, "cells": [f"{row.n:,}", *("–" if s is None else f"{s:.0%}" for s in shares)]}
 
 
-def _settings(folder: RunFolder) -> str:
-    text = escape(folder.config_file.read_text(encoding="utf-8"))
-    return f"<details><summary>All settings</summary><pre><code>{text}</code></pre></details>"
+def _best_command(folder: RunFolder) -> str | None:
+    """The command that the head of best_program.py gives, with its target; None where there is none."""
+    try:
+        lines = folder.best_file.read_text(encoding="utf-8").splitlines()[:8]
+    except OSError:
+        return None
+    return next((line.strip() for line in lines if line.strip().startswith("python best_program.py")), None)
+
+
+def _error_charts(run: Learned) -> list[Figure]:
+    programs, figures = run.programs, []
+    if run.has_auc:
+        n_bins = min(BINS, len(programs))
+        bins = []
+        for i in range(n_bins):
+            part = programs[i * len(programs) // n_bins : (i + 1) * len(programs) // n_bins]
+            counts = Counter(p.outcome or "ok" for p in part)
+            bins.append(
+                (f"{part[-1].step:,}", {OUTCOMES.get(k, k): c / len(part) for k, c in counts.items()})
+            )
+        seen = {name: f"k-{kind}" for kind, name in OUTCOMES.items() if any(name in b for _, b in bins)}
+        chart = stacked_bars(bins, seen, "programs executed, up to", "What became of the programs over time")
+        caption = "Share of each outcome, in the order of execution, in equal parts."
+        legend = [(css, name) for name, css in seen.items()]
+        figures.append(Figure("What became of the programs", Markup(chart), caption, legend))
+    found = kinds(programs)
+    if found:
+        names = [kind.name for kind in found[:NAMED]]
+        bins = shares_over_time(programs, names, BINS)
+        seen = {name: f"c{i}" for i, name in enumerate(names)}
+        if len(found) > NAMED:
+            seen[OTHER] = f"c{NAMED}"
+        chart = stacked_bars(bins, seen, "programs executed, up to", "Kinds of errors over time")
+        caption = "Share of all programs that failed with each kind of error."
+        legend = [(css, name) for name, css in seen.items()]
+        figures.append(Figure("Kinds of errors", Markup(chart), caption, legend))
+    return figures
+
+
+def _all_programs(programs: Sequence[Program]) -> dict[str, Any]:
+    """The table of all programs, a list a column; outcomes and kinds are places in lists of names, or −1."""
+    outcomes = [name for kind, name in OUTCOMES.items() if any(p.outcome == kind for p in programs)]
+    names = [kind.name for kind in kinds(programs)]
+    return {
+        "outcomes": outcomes,
+        "kinds": names,
+        "step": [p.step for p in programs],
+        "reward": [round(p.reward, 4) for p in programs],
+        "outcome": [_place(OUTCOMES.get(p.outcome or "", ""), outcomes) for p in programs],
+        "kind": [_place(kind_of(p), names) for p in programs],
+        "text": [p.text for p in programs],
+        "error": [p.error for p in programs],
+        "family": [family(p.text) for p in programs],
+    }
+
+
+def _place(name: str | None, names: Sequence[str]) -> int:
+    return names.index(name) if name in names else -1
+
+
+def starts_of(folder: RunFolder) -> list[dict[str, str]]:
+    """How each part of a run was started, from origin.json; empty where a run has none."""
+    try:
+        starts = json.loads(folder.origin_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [{k: str(v) for k, v in start.items() if v is not None} for start in starts]
 
 
 def _number(value: float | None) -> str:
@@ -229,68 +368,3 @@ def _signed(value: float) -> str:
 
 def _auc(mean: float, std: float | None) -> str:
     return f"{mean:.4f}" + (f" ± {std:.4f}" if std is not None else "")
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{style}</style></head>
-<body><main>
-{body}
-</main></body></html>
-"""
-
-STYLE = """
-:root { color-scheme: light dark;
-  --page: #fdfdfc; --panel: #f4f4f1; --ink: #1d1f22; --soft: #5f646b; --rule: #dfe0dd;
-  --a: #1f5fa8; --b: #c05a12; --ok: #2a8c6a; --error: #d2622a; --timeout: #e0aa2e; --memory: #b770a5;
-  --refused: #6aaede; --invalid_output: #7a68b8; --crashed: #4a4e55; }
-@media (prefers-color-scheme: dark) { :root {
-  --page: #16181b; --panel: #1f2226; --ink: #e6e7e8; --soft: #9aa0a8; --rule: #34383e;
-  --a: #6ea8e8; --b: #f0995a; --ok: #4fb38d; --error: #e07a45; --timeout: #e3b84f; --memory: #cf8dbd;
-  --refused: #7cbbe6; --invalid_output: #9d8cd9; --crashed: #a7adb5; } }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1000px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .75rem; }
-h2 { font-size: 1.2rem; margin: 2.25rem 0 .75rem; }
-h3 { font-size: .95rem; margin: 0 0 .25rem; }
-dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin: 0; }
-dt { color: var(--soft); font-size: .8rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
-.verdict { font-size: 1.1rem; max-width: 70ch; margin: 1.5rem 0 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem 1.5rem .35rem 0; text-align: right; font-weight: 400; vertical-align: top;
-  border-bottom: 1px solid var(--rule); }
-thead th { color: var(--soft); font-size: .85rem; vertical-align: bottom; }
-tbody th, .msg { text-align: left; }
-.figures { display: grid; gap: 1.75rem 2rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); }
-figure { margin: 0; }
-figcaption { color: var(--soft); font-size: .85rem; }
-.wide { max-width: 480px; }
-svg { display: block; width: 100%; height: auto; }
-.tick { fill: var(--soft); font-size: 11px; }
-.grid { stroke: var(--rule); }
-.axis { stroke: var(--soft); }
-.bound { stroke: var(--soft); stroke-dasharray: 4 4; }
-.line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-.faint { stroke-width: 1; opacity: .45; }
-.line.a { stroke: var(--a); }
-.line.b { stroke: var(--b); }
-.dot.a { fill: var(--a); }
-.dot.b { fill: var(--b); }
-.unseen { opacity: 0; }
-.unseen:hover { opacity: 1; }
-.ink-a { color: var(--a); }
-.ink-b { color: var(--b); }
-.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .85rem; margin: .25rem 0; }
-.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
-pre { background: var(--panel); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem;
-  line-height: 1.45; }
-code { font-family: ui-monospace, monospace; font-size: .9em; }
-pre code { font-size: inherit; }
-.msg code { overflow-wrap: anywhere; }
-details { margin-top: 2.25rem; }
-summary { cursor: pointer; }
-""" + "".join(f".k-{kind} {{ fill: var(--{kind}); background: var(--{kind}); }}\n" for kind in OUTCOMES)

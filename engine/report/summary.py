@@ -15,7 +15,7 @@ SYNTHETIC = ":synthetic"
 
 @dataclass(frozen=True)
 class Program:
-    """One executed program, as far as a summary needs it; `text_hash` tells equal programs."""
+    """One executed program: where it stands, what it is, what became of it."""
 
     step: int
     reward: float
@@ -23,7 +23,10 @@ class Program:
     auc_mean: float | None
     auc_std: float | None
     error: str | None
-    text_hash: int
+    text: str
+    env: int = 0
+    episode: int = 0
+    t: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def data_name(config: Config) -> str:
 
 
 def read_programs(path: Path) -> tuple[list[Program], BestProgram | None]:
-    """The slim records of programs.jsonl, and the best program; a last line cut by a kill is left out."""
+    """The records of programs.jsonl, and the best program; a last line cut by a kill is left out."""
     programs: list[Program] = []
     best: BestProgram | None = None
     if not path.exists():
@@ -129,8 +132,11 @@ def read_programs(path: Path) -> tuple[list[Program], BestProgram | None]:
                 break
             auc = r["auc_mean"]
             programs.append(
-                Program(r["step"], r["reward"], r["outcome"], auc, r["auc_std"], r["error"], hash(r["text"]))
-            )
+                Program(
+                    r["step"], r["reward"], r["outcome"], auc, r["auc_std"], r["error"], r["text"],
+                    r.get("env", 0), r.get("episode", r["step"]), r.get("t", 0),
+                )
+            )  # fmt: skip
             if auc is not None and (best is None or auc > best.auc_mean):
                 best = BestProgram(r["step"], r["text"], auc, r["auc_std"])
     return programs, best
@@ -147,7 +153,7 @@ def window(programs: Iterable[Program]) -> Window:
         reward_mean=sum(p.reward for p in programs) / n,
         auc_mean=sum(aucs) / len(aucs) if aucs else None,
         auc_best=max(aucs, default=None),
-        distinct_share=len({p.text_hash for p in programs}) / n,
+        distinct_share=len({p.text for p in programs}) / n,
     )
 
 

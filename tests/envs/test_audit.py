@@ -18,6 +18,8 @@ from etpo.envs.scoring import Scorer
 class LeakyBox:
     """A sandbox in name only: functions of (x_train, y_train, x_val, seed) that may share state."""
 
+    workers = 1
+
     def __init__(self, programs):
         self.programs = programs
         self.runs = []

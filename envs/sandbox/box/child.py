@@ -14,8 +14,8 @@ import types
 import warnings
 from typing import TYPE_CHECKING
 
+from . import memory, wire
 from . import syscalls as kernel
-from . import wire
 from .confine import DATA_FD, RESULT_FD
 from .stand_ins import SearchRefused
 
@@ -77,6 +77,7 @@ def read_arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def run(source: str, seed: int) -> None:
     """Run the program on the arrays at `DATA_FD`, write one frame to `RESULT_FD`, end the process."""
+    memory.allocate_as_usual()
     own_pid = os.getpid()
     kernel.prctl(kernel.PR_SET_NAME, b"etpo-split")
     out = _CutText(wire.MAX_STDOUT_BYTES)

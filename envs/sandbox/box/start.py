@@ -22,12 +22,14 @@ def load_package(name: str, folder: str) -> None:
 if __name__ == "__main__":
     load_package("box", os.path.dirname(os.path.abspath(__file__)))
     __package__ = "box"
+    from . import memory
     from .layers import Layers
     from .server import Server, prepare
 
     # Before the libraries are loaded: namespaces want a process with one thread, cheap forks a small one, and
     # the libraries are to come from the copies that programs see.
     prepare()
+    memory.keep_together()
     layers = Layers(sys.argv[5] != "off", sys.argv[2], sys.argv[6:])
     server = Server(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), layers)
     try:

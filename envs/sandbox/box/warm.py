@@ -6,18 +6,13 @@ of processor time, of which 2 ms are the fit; 22 ms without the steps below.
 """
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
-from . import stand_ins
-from .proc import open_proc
-
-MADV_POPULATE_READ, MADV_COLLAPSE = 22, 25
-HUGE_PAGE_BYTES = 2 * 2**20
+from . import memory, stand_ins
 
 # What programs import and what scikit-learn imports late. All of it is loaded before the first fork: a child
 # that changed its user may be unable to read the interpreter's own files.
@@ -38,7 +33,7 @@ SKIPPED = {"tests", "conftest", "externals", "_build_utils", "_testing", "_test_
 
 
 def warm_up() -> None:
-    """Import, run a little, and lay the memory out so that forks copy little of it."""
+    """Import, run a little, and have the memory lie so that forks copy little of it."""
     warnings.simplefilter("ignore")
     import sklearn
 
@@ -48,11 +43,9 @@ def warm_up() -> None:
     _leave_proc_alone()
     _run_a_little()
     stand_ins.put_in()
-    _hold_pages()
     gc.collect()
     gc.freeze()  # a collection in a child then leaves all of this alone
-    with contextlib.suppress(OSError):
-        _use_huge_pages()
+    memory.settle()
 
 
 def _submodules(folders: Iterable[str], prefix: str) -> Iterator[str]:
@@ -88,42 +81,3 @@ def _run_a_little() -> None:
         make_pipeline(StandardScaler(), model).fit(x, y).predict_proba(x)
     minimize(lambda w: (float(w @ w), 2 * w), np.ones(3), jac=True, method="L-BFGS-B")
     pd.get_dummies(pd.DataFrame(x).astype(str)).to_numpy()
-
-
-def _hold_pages() -> None:
-    """Bring all pages of the loaded libraries into memory, and lock them there where that is permitted.
-
-    A page that is absent when a program touches it would be there for the next one, which can tell.
-    """
-    madvise, mlock = _madvise(), ctypes.CDLL(None).mlock
-    mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    for start, end, mode, name in _regions():
-        if name.startswith("/") and mode[0] == "r" and mlock(start, end - start) != 0:
-            madvise(start, end - start, MADV_POPULATE_READ)
-
-
-def _madvise() -> Callable[..., int]:
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return madvise
-
-
-def _regions() -> list[tuple[int, int, str, str]]:
-    """Start, end, rights and file of each region of this process's memory."""
-    with open_proc("self/maps") as file:
-        lines = [line.split(maxsplit=5) for line in file]
-    spans = [(line[0].split("-"), line[1], line[5].strip() if len(line) > 5 else "") for line in lines]
-    return [(int(start, 16), int(end, 16), mode, name) for (start, end), mode, name in spans]
-
-
-def _use_huge_pages() -> None:
-    """Ask the kernel (6.1 and later; others refuse) to back private memory with 2 MiB pages.
-
-    A fork then copies one entry in place of 512; a page that a child writes to is still copied alone.
-    """
-    madvise = _madvise()
-    for start, end, mode, name in _regions():
-        if mode == "rw-p" and name in ("", "[heap]"):
-            start = -(-start // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-            for page in range(start, end - HUGE_PAGE_BYTES + 1, HUGE_PAGE_BYTES):
-                madvise(page, HUGE_PAGE_BYTES, MADV_COLLAPSE)

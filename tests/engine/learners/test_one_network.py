@@ -53,7 +53,7 @@ def test_targets_of_etpo_are_returns_at_lambda_one_and_one_step_at_lambda_zero()
         for episode in range(3):
             fresh = play(mdp, roles, "policy", 16, episode, rng)
             seen = look_at(roles, fresh, GAMMA)
-            y, v = learner.targets(seen)
+            y, v, _ = learner.targets(seen)
         batch = seen.batch
         reward = batch.reward_K - BETA * (seen.logprob_mu - seen.logprob_ref)
         return y, v, reward, batch.discount_K

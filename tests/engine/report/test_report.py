@@ -4,6 +4,8 @@ import itertools
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import fields
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,16 @@ from hypothesis import strategies as st
 
 from etpo.engine.config import Config
 from etpo.engine.report.charts import MOST_POINTS, Series, line_chart, number, running_mean, thin_out, ticks
+from etpo.engine.report.episodes import best_programs, chains
+from etpo.engine.report.errors import shares_over_time
+from etpo.engine.report.highlight import python
 from etpo.engine.report.page import write_report
-from etpo.engine.report.summary import duration, learned
+from etpo.engine.report.summary import Program, duration, learned
 from etpo.engine.run_folder import RunFolder
 
 NASTY = "    # </code><script>alert('x')</script> & more\n    return model\n"
 VOID = {"meta", "br", "link", "img", "input", "hr"}
+COMMAND = "python best_program.py DATA.csv --target 'the class'"
 
 
 class Balance(HTMLParser):
@@ -33,7 +39,8 @@ class Balance(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        assert not {"src", "href"} & {name for name, _ in attrs}
+        links = [value or "" for name, value in attrs if name in ("src", "href")]
+        assert all(link.startswith("#") or link == "data:," for link in links)
         if tag not in VOID:
             self.open.append(tag)
 
@@ -55,6 +62,10 @@ def program(
         "outcome": "error" if auc is None else "ok", "auc_mean": auc,
         "auc_std": None if auc is None else 0.01, "error": error if auc is None else None,
     }  # fmt: skip
+
+
+def read(record: dict[str, Any]) -> Program:
+    return Program(**{field.name: record[field.name] for field in fields(Program) if field.name in record})
 
 
 def metrics(step: int, **changes: Any) -> dict[str, Any]:
@@ -79,8 +90,7 @@ def page_of(folder: RunFolder) -> tuple[str, Balance]:
     parsed = Balance()
     parsed.feed(text)
     assert parsed.open == []
-    assert "script" not in parsed.tags
-    assert not re.search(r"https?:|url\(|@import", text)
+    assert not re.search(r"https?:|url\(|@import", text.replace("http://www.w3.org/2000/svg", ""))
     for svg in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
         ElementTree.fromstring(svg)
         assert "nan" not in svg
@@ -94,13 +104,16 @@ def test_a_run_that_learns(tmp_path: Path) -> None:
     assert "Of the first 100 programs, 25% ran; of the last 100, 75%." in shown
     best = max(p["auc_mean"] or 0.0 for p in programs)
     assert f"AUC {best:.4f} ± 0.0100" in shown
-    rows = re.findall(r"<tr><th>(first|last) 100 programs</th><td>(\d+%)</td><td>(.*?)</td>", text)
+    rows = re.findall(
+        r"<tr><th scope=\"row\">(first|last) 100 programs</th><td>(\d+%)</td><td>(.*?)</td>", text
+    )
     last = [p["reward"] for p in programs[-100:]]
     assert rows[0][1] == "25%"
     assert rows[1][2] == f"{sum(last) / 100:.3f}".replace("-", "−")
     assert "</code><script>" not in text
     assert "</code><script>alert('x')</script> & more" in shown
-    assert parsed.tags.count("svg") == 10  # nine curves of metrics (no best AUC in them) and the outcomes
+    # ten curves of metrics (no best AUC in them), the outcomes and the kinds of errors
+    assert parsed.tags.count("svg") == 12
     assert "KeyError: '<b>'" in shown
     assert "seed = 7" in shown
 
@@ -131,7 +144,7 @@ def test_an_environment_without_data_shows_no_auc(tmp_path: Path) -> None:
 
 def test_reflection_shows_no_update(tmp_path: Path) -> None:
     _, parsed = page_of(folder_of(tmp_path, [program(1, 0.5)], algo="reflection"))
-    assert "Critic" not in "".join(parsed.text)
+    assert "loss" not in "".join(parsed.text)
 
 
 def test_a_synthetic_twin_is_called_so(tmp_path: Path) -> None:
@@ -139,16 +152,73 @@ def test_a_synthetic_twin_is_called_so(tmp_path: Path) -> None:
     assert "".join(parsed.text).count("wine (synthetic twin)") >= 3
 
 
-def test_the_most_frequent_errors_are_grouped_by_kind(tmp_path: Path) -> None:
-    errors = [f"line {i % 3}: NameError: name 'x{i}' is not one of {i}" for i in range(12)] + [
-        "ValueError: bad"
-    ] * 5
+def test_errors_are_counted_by_name_and_what_is_rare_is_other(tmp_path: Path) -> None:
+    errors = [f"line {i % 3}: NameError: name 'x{i}'" for i in range(12)] + ["ValueError: bad"] * 5
+    errors += [f"Odd{i}Error: once" for i in range(8)]
     programs = [program(i + 1, None, error=error) for i, error in enumerate(errors)]
     text, _ = page_of(folder_of(tmp_path, programs))
-    rows = re.findall(r"<tr><td>(\d+)</td><td>(\d+)</td><td class=msg><code>(.*?)</code>", text)
-    assert rows == [
-        ("8", "4", "line 2: NameError: name &#x27;x11&#x27; is not one of 11"), ("0", "5", "ValueError: bad"),
+    rows = re.findall(
+        r'<tr><th scope="row">(\w+)</th><td>(\d+)</td><td>(\d+)</td><td class="l msg"><code>(.*?)</code>',
+        text,
+    )
+    assert rows[:2] == [
+        ("NameError", "12", "0", "line 2: NameError: name &#39;x11&#39;"),
+        ("ValueError", "0", "5", "ValueError: bad"),
+    ]
+    assert len(rows) == 10
+    shares = shares_over_time([read(p) for p in programs], ["NameError"], 2)
+    assert shares == [("12", {"NameError": 1.0}), ("25", {"other": 1.0})]
+
+
+def test_the_best_programs_stand_beside_the_first_of_their_family(tmp_path: Path) -> None:
+    trees = ["    return Tree(depth=1)", "    return Tree(depth=2)", "    return Tree(depth=3)"]
+    programs = [program(i + 1, auc, text) for i, (text, auc) in enumerate(
+        zip([*trees, "    return SVC()"], (None, 0.6, 0.9, 0.7), strict=True))]  # fmt: skip
+    shown = best_programs([read(p) for p in programs])
+    assert [(one.program.step, one.family) for one in shown] == [(3, "Tree"), (4, "SVC")]
+    assert shown[0].origin is not None
+    assert shown[0].origin.step == 1
+    assert [(line.sign, "depth" in line.html) for line in shown[0].changes] == [
+        (" ", False), ("-", True), ("+", True),
     ]  # fmt: skip
+    assert shown[1].origin is None
+
+
+def test_an_episode_of_several_tries_is_a_chain(tmp_path: Path) -> None:
+    programs = [program(i + 1, 0.5 if i == 2 else None, f"    return {i}") for i in range(4)]
+    for i, one in enumerate(programs):
+        one |= {"env": 0, "episode": i // 3, "t": i % 3}
+    (chain,) = chains([read(p) for p in programs])
+    assert [one.kind for one in chain] == ["KeyError", "KeyError", None]
+    assert "<ol>" in page_of(folder_of(tmp_path, programs))[0]
+
+
+def test_a_stopped_run_says_so_and_how_it_goes_on(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, [program(i + 1, None) for i in range(40)], steps=100)
+    shown = "".join(page_of(folder)[1].text)
+    assert "This run stopped after 40 of 100 programs" in shown
+    assert f"etpo train --resume {folder.path}" in shown
+    whole = folder_of(tmp_path / "whole", [program(1, None)], steps=1)
+    assert "stopped" not in "".join(page_of(whole)[1].text)
+
+
+def test_the_command_of_the_best_program_names_the_target_and_the_machine_is_told(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, [program(1, 0.5)])
+    folder.best_file.write_text(f'"""The best program\n\n    {COMMAND}\n"""\n')
+    folder.origin_file.write_text(
+        json.dumps([{"command": "etpo train --seed 3", "torch": "9.9", "commit": None}])
+    )
+    shown = "".join(page_of(folder)[1].text)
+    assert COMMAND in shown
+    assert "etpo train --seed 3" in shown
+    assert "9.9" in shown
+
+
+def test_syntax_is_marked_and_nothing_is_lost() -> None:
+    source = "def f(x):\n    return x < 1  # '<b>'\n\n\n    y = \"a\"\n"
+    html = python(source)
+    assert '<span class="s-k">return</span>' in html
+    assert unescape(re.sub(r"<[^>]*>", "", html)) == source.rstrip()
 
 
 def test_a_run_without_records_is_refused_and_a_cut_line_is_left_out(tmp_path: Path) -> None:
@@ -201,11 +271,13 @@ def test_lines_stop_where_nothing_is_known() -> None:
     assert chart.count("<circle") == 4
 
 
-def test_many_points_become_means_and_the_running_mean_lags_behind() -> None:
+def test_many_points_become_means_and_the_running_mean_does_not_lag() -> None:
     thin = thin_out([(float(i), float(i)) for i in range(10 * MOST_POINTS)])
     assert len(thin) == MOST_POINTS
     assert thin[0] == (9.0, 4.5)
-    assert running_mean([(float(i), float(i)) for i in range(9)])[-1] == (8.0, 5.0)
+    line = [(float(i), float(i)) for i in range(9)]
+    assert running_mean(line) == line
+    assert running_mean([(float(i), float(i % 2)) for i in range(9)])[4] == (4.0, 4 / 7)
 
 
 def test_durations() -> None:
