@@ -7,8 +7,9 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +21,8 @@ from etpo.kernels.gradients import plan_backward
 from etpo.kernels.streams import Problem, Source, VocabStats
 
 if TYPE_CHECKING:
-    from etpo.kernels.triton.tile import Launch
+    from etpo.kernels.triton.sizes import Tile
+    from etpo.kernels.triton.tile import Launch, Target
 
 ARCHS = (80, 90, 100)
 # Bytes of shared memory that a block may take.
@@ -90,12 +92,28 @@ def to_markdown(rows: Sequence[KernelBuild]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+class Sizes(NamedTuple):
+    """Tokens, vocabulary, hidden size, and where the tensors lie: on the meta device they have no values."""
+
+    n: int
+    v: int
+    d: int
+    device: str
+
+    def tensor(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        if self.device == "meta":
+            return torch.empty(shape, dtype=dtype, device="meta")
+        if dtype == torch.int64:
+            return torch.randint(self.v, shape, device=self.device)
+        return torch.randn(shape, device=self.device).mul_(0.05).to(dtype)
+
+
+LLAMA = Sizes(N, V, D, "meta")
 
 
 def source(
-    d: int = D,
+    on: Sizes,
+    d: int | None = None,
     *,
     dtype: torch.dtype = torch.bfloat16,
     rich: bool = False,
@@ -103,21 +121,20 @@ def source(
     head: Any = None,
 ) -> Source:
     """A stream with a bias; lora: with a low-rank change of rank 32; rich: with that and a softcap."""
-    weight = meta(V, d, dtype=dtype) if head is None else head.weight
-    change = (meta(32, d, dtype=torch.float32), meta(V, 32, dtype=torch.float32), 2.0)
+    d = d or on.d
+    weight = on.tensor(on.v, d, dtype=dtype) if head is None else head.weight
+    change = None
+    if rich or lora:
+        change = on.tensor(32, d, dtype=torch.float32), on.tensor(on.v, 32, dtype=torch.float32), 2.0
     return Source(
-        meta(N, d, dtype=dtype), weight, meta(V, dtype=dtype), change if rich or lora else None,
-        0.7 if rich else 1.0, 30.0 if rich else None,
+        on.tensor(on.n, d, dtype=dtype), weight, on.tensor(on.v, dtype=dtype), change, 0.7 if rich else 1.0,
+        30.0 if rich else None,
     )  # fmt: skip
 
 
-def logits() -> Source:
-    return Source(meta(N, V), None)
-
-
-def cases() -> Iterator[Case]:
+def cases(on: Sizes) -> Iterator[Case]:
     """Each way through the sweeps that a public function takes, and the heaviest mixtures."""
-    targets = meta(N, dtype=torch.int64)
+    targets = on.tensor(on.n, dtype=torch.int64)
     none = (None, None)
 
     def case(name: str, p: Any, q: Any, r: Any, mix: Any, fields: tuple[str, ...], trained: Any) -> Case:
@@ -126,51 +143,109 @@ def cases() -> Iterator[Case]:
         problem = problem_of(sources, targets if has_targets else None, mix, -100)
         return Case(name, problem, fields, trained)
 
-    p, q, r = source(), source(896), source()
-    shared = source(head=p)
+    def logits() -> Source:
+        return Source(on.tensor(on.n, on.v), None)
+
+    p, q, r = source(on), source(on, 896), source(on)
+    shared = source(on, head=p)
     yield case("linear_logprob", p, *none, (1.0, 1.0), LOGPROB, (0,))
-    yield case("linear_logprob, lora softcap", source(rich=True), *none, (1.0, 1.0), LOGPROB, (0,))
-    yield case("linear_logprob, D 4095", source(4095), *none, (1.0, 1.0), LOGPROB, (0,))
-    yield case("linear_logprob, float32", source(dtype=torch.float32), *none, (1.0, 1.0), LOGPROB, (0,))
+    yield case("linear_logprob, lora softcap", source(on, rich=True), *none, (1.0, 1.0), LOGPROB, (0,))
+    yield case("linear_logprob, D 4095", source(on, on.d - 1), *none, (1.0, 1.0), LOGPROB, (0,))
+    yield case("linear_logprob, float32", source(on, dtype=torch.float32), *none, (1.0, 1.0), LOGPROB, (0,))
     yield case("linear_kl", p, None, r, (1.0, 0.0), KL, (0,))
     yield case("linear_kl, one head", p, None, shared, (1.0, 0.0), KL, (0, 2))
     yield case("soft_value", None, q, r, (1.0, 20.0), VALUE, (1,))
     yield case("soft_policy_kl", p, q, r, (1.0, 20.0), KL, (0,))
     yield case("soft_policy_kl, one head", p, q, shared, (1.0, 20.0), KL, (0,))
     yield case("vocab_stats", p, q, r, (1.0, 20.0), VocabStats._fields, (0, 1, 2))
-    yield case("vocab_stats, one head", p, source(head=p), shared, (1.0, 20.0), VocabStats._fields, (0, 1, 2))
-    yield case("vocab_stats, lora beside its base", source(lora=True, head=p), None, shared, (1.0, 0.0),
+    yield case("vocab_stats, one head", p, source(on, head=p), shared, (1.0, 20.0), VocabStats._fields,
+               (0, 1, 2))  # fmt: skip
+    yield case("vocab_stats, lora beside its base", source(on, lora=True, head=p), None, shared, (1.0, 0.0),
                (*KL, "e_pp", "at_p"), (0,))  # fmt: skip
-    yield case("vocab_stats, lora softcap", source(rich=True), source(896, rich=True), source(rich=True),
-               (1.0, 20.0), VocabStats._fields, (0, 1, 2))  # fmt: skip
+    yield case("vocab_stats, lora softcap", source(on, rich=True), source(on, 896, rich=True),
+               source(on, rich=True), (1.0, 20.0), VocabStats._fields, (0, 1, 2))  # fmt: skip
     yield case("logprob_from_logits", logits(), *none, (1.0, 1.0), LOGPROB, (0,))
     yield case("soft_policy_kl_from_logits", logits(), logits(), logits(), (1.0, 20.0), KL, (0, 1, 2))
+
+
+class Sweep(NamedTuple):
+    """A sweep of a case, "forward" or "backward", and its launches on a target: the kernel, then a merge."""
+
+    name: str
+    launches: Callable[["Target"], list["Launch"]]
+
+
+def sweeps(on: Sizes) -> Iterator[Sweep]:
+    """Both sweeps of every case."""
+    from etpo.kernels.triton.backward import Backward, dz_dtype
+    from etpo.kernels.triton.forward import forward_launches
+
+    for name, problem, fields, trained in cases(on):
+        outs = {FIELDS[field]: on.tensor(on.n, dtype=torch.float64) for field in fields}
+        yield Sweep(f"{name}: forward", partial(forward_launches, problem, outs))
+        plan = plan_backward(problem, set(outs), set(trained))
+        dz = {k: on.tensor(on.n, on.v, dtype=dz_dtype(problem.streams.values())) for k in plan.grads}
+
+        def backward(target: "Target", of: Any = (problem, outs, plan), dz: Any = dz) -> list["Launch"]:
+            problem, outs, plan = of
+            kernel = Backward(problem, outs, outs, plan, target)
+            return [kernel.launch(dz, slice(0, on.n), slice(0, on.v))]
+
+        yield Sweep(f"{name}: backward", backward)
+
+
+def target_for(arch: int, tiles: dict[str, "Tile"] | None = None) -> "Target":
+    """The data-centre chip of compute capability `arch`."""
+    from etpo.kernels.triton.tile import Target, chip_of
+
+    return Target(chip_of(arch // 10, SHARED_LIMIT[arch]), PROCESSORS[arch], tiles or {})
 
 
 def launches(arch: int) -> Iterator[tuple[str, "Launch"]]:
     """(name, launch) of every kernel as a problem of Llama's size on `arch` launches it."""
     from etpo.kernels.triton import gather as triton_gather
-    from etpo.kernels.triton.backward import Backward, dz_dtype
-    from etpo.kernels.triton.forward import forward_launches
-    from etpo.kernels.triton.tile import Target, chip_of
 
-    target = Target(chip_of(arch // 10, SHARED_LIMIT[arch]), PROCESSORS[arch])
-    merged = False
-    for name, problem, fields, trained in cases():
-        outs = {FIELDS[field]: meta(N, dtype=torch.float64) for field in fields}
-        sweep, merge = forward_launches(problem, outs, target)
-        yield f"{name}: forward", sweep
-        if fields == VocabStats._fields and not merged:
-            merged = True
+    merge = None
+    for name, made in sweeps(LLAMA):
+        sweep, *merges = made(target_for(arch))
+        yield name, sweep
+        if merges and merge is None and name.startswith("vocab_stats"):
+            merge = merges[0]
             yield "merge", merge
-        plan = plan_backward(problem, set(outs), set(trained))
-        kernel = Backward(problem, outs, outs, plan, target)
-        dz = {k: meta(N, V, dtype=dz_dtype(problem.streams.values())) for k in plan.grads}
-        yield f"{name}: backward", kernel.launch(dz, slice(0, N), slice(0, V))
-    critic, tokens, g = source(), meta(N, dtype=torch.int64), meta(N, dtype=torch.float32)
+    yield from row_launches()
+    critic, tokens = source(LLAMA), LLAMA.tensor(N, dtype=torch.int64)
+    g = LLAMA.tensor(N, dtype=torch.float32)
     assert critic.weight is not None
     for name, launch in triton_gather.launches(critic.hidden, critic.weight, tokens, g):
         yield f"gather_q: {name}", launch
+
+
+def row_launches() -> Iterator[tuple[str, "Launch"]]:
+    """The kernel on rows of logits that a library product has made, as each function takes it."""
+    from etpo.kernels.chunked.rowwise import KL as KL_ROWS
+    from etpo.kernels.chunked.rowwise import LOG_RATIO, LOGPROB, Given, Numbers, Wanted
+    from etpo.kernels.triton.rows import derive_launch
+
+    planes = [LLAMA.tensor(N, V, dtype=torch.float32) for _ in range(2)]
+    low = [LLAMA.tensor(N, V) for _ in range(2)]
+    numbers, weights = LLAMA.tensor(N, dtype=torch.float64), LLAMA.tensor(N, dtype=torch.float32)
+    tokens = LLAMA.tensor(N, dtype=torch.int64)
+    plain = Given(None, None)
+    yield "rows of KL", derive_launch(Wanted(KL_ROWS, False, 1.0), planes, plain, Numbers(numbers, None), low)
+    yield (
+        "rows of KL, weighted, all trained",
+        derive_launch(Wanted(KL_ROWS, True, 1.0), planes, Given(None, weights), Numbers(numbers, None), low),
+    )
+    yield (
+        "rows of V*",
+        derive_launch(Wanted(LOG_RATIO, True, 1.0), planes, plain, Numbers(numbers, None), low),
+    )
+    yield (
+        "rows of log-probabilities",
+        derive_launch(
+            Wanted(LOGPROB, False, 1.0), planes[:1], Given(tokens, None), Numbers(numbers, numbers), low[:1]
+        ),
+    )
 
 
 class OfflineDriver:

@@ -216,3 +216,25 @@ def _write(files: dict[str, tuple[Path | None, str]]) -> None:
     for option, (file, text) in files.items():
         if file is not None:
             write_file(option, file, text)
+
+
+@bench.command()
+@click.option("--minutes", default=9.0, show_default=True, type=click.FloatRange(min=0.0, min_open=True),
+              help="Time limit; steps that do not fit are named in the JSON.")  # fmt: skip
+@click.option("--json", "json_file", required=True, type=click.Path(path_type=Path),
+              help="Written after every case.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
+def gpu(minutes: float, json_file: Path, device: str) -> None:
+    """All that only a GPU can show: exactness, tiles, peers, the engine on a 7B-shaped random model.
+
+    On a CPU the same steps run on tiny shapes. Exits with 1 where a function was not exact.
+    """
+    from etpo.bench.gpu import run
+    from etpo.bench.kernels.run import device_named
+
+    def save(text: str) -> None:
+        _write({"--json": (json_file, text)})
+
+    found = run(minutes, device_named(device), lambda line: click.echo(line, err=True), save)
+    if not found.is_right:
+        click.get_current_context().exit(1)

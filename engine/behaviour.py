@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etpo.engine.losses import logprob_and_entropy, stream_kl
+from etpo.engine.losses import beside, logprob_and_entropy
 from etpo.engine.models.roles import Role, Roles
 from etpo.engine.models.sequences import Sequences
 from etpo.engine.replay import Action, ActionBatch, collate, known
@@ -33,11 +33,12 @@ def behaviour(roles: Roles, acts: Role, fresh: list[Action], gamma: float) -> Be
     batch = collate(fresh, gamma)
     hidden = torch.cat([known(action.hidden) for action in batch.actions])
     stream = roles.stream(acts, hidden)
-    kl = hidden.new_zeros(len(hidden))
-    if acts != "reference":
-        hidden_ref = reference_hidden(roles, batch)[: batch.n_tokens]
-        kl = stream_kl(stream, roles.stream("reference", hidden_ref))
-    logprob, entropy = logprob_and_entropy(stream, batch.tokens_K.to(hidden.device))
+    tokens = batch.tokens_K.to(hidden.device)
+    if acts == "reference":
+        logprob, entropy = logprob_and_entropy(stream, tokens)
+        return Behaviour(batch.actions, logprob, torch.zeros_like(entropy), entropy)
+    hidden_ref = reference_hidden(roles, batch)[: batch.n_tokens]
+    kl, logprob, entropy = beside(stream, roles.stream("reference", hidden_ref), tokens)
     return Behaviour(batch.actions, logprob, kl, entropy)
 
 

@@ -3,11 +3,13 @@
 Means over real action tokens: the streams hold nothing else.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from etpo.engine.targets import QForm, mix_of
-from etpo.kernels import Stream, gather_q, linear_logprob
+from etpo.engine.targets import QForm, mix_of, there
+from etpo.kernels import Stream, gather_q, linear_logprob, vocab_stats
+from etpo.kernels.checks import Rows
 from etpo.kernels.losses import divergence
 
 
@@ -68,10 +70,13 @@ def policy_loss(policy: Stream, critic: Stream, reference: Stream, q_form: QForm
 
     π_Q = π̄·exp(z_Q/β)/Z for `logits`, softmax(z_Q) for `residual` and `normalised`.
     """
-    critic = detached(critic)
+    n_tokens = policy.hidden.shape[0]
+    # As a weighted sum, whose gradient is finished in the sweep of the forward pass.
+    share = torch.full((n_tokens,), 1.0 / n_tokens, dtype=torch.float64, device=policy.hidden.device)
+    rows = Rows(weights=share)
     if q_form != "logits":
-        return stream_kl(policy, critic).mean()
-    return divergence(policy, critic, detached(reference), mix_of(q_form, beta)).mean()
+        return divergence(policy, None, detached(critic), (1.0, 0.0), rows=rows)
+    return divergence(policy, detached(critic), detached(reference), mix_of(q_form, beta), rows=rows)
 
 
 def stream_kl(policy: Stream, reference: Stream) -> Tensor:
@@ -79,11 +84,20 @@ def stream_kl(policy: Stream, reference: Stream) -> Tensor:
     return divergence(policy, None, reference, (1.0, 0.0))
 
 
+def beside(policy: Stream, reference: Stream, tokens_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(softmax(z_p) ‖ softmax(z_r)), log softmax(z_p)(w_k) and the entropy of softmax(z_p), each [K], from
+    one sweep."""
+    # No mixture of the two is asked for.
+    stats = vocab_stats(policy, None, reference, targets=tokens_K, mix=(0.0, 0.0))
+    kl = there(stats.e_pr) - there(stats.lse_p) + there(stats.lse_r)
+    return kl, there(stats.at_p) - there(stats.lse_p), -there(stats.e_pp)
+
+
 def logprob_and_entropy(stream: Stream, tokens_K: Tensor) -> tuple[Tensor, Tensor]:
-    """log softmax(z)(w_k) and the entropy of softmax(z), each [K]."""
+    """log softmax(z)(w_k), with its gradient, and the entropy of softmax(z), without one; each [K]."""
     return linear_logprob(
         stream.hidden, stream.weight, tokens_K, bias=stream.bias, lora=stream.lora,
-        temperature=stream.temperature, softcap=stream.softcap,
+        temperature=stream.temperature, softcap=stream.softcap, entropy_gradient=False,
     )  # fmt: skip
 
 

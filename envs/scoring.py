@@ -219,16 +219,19 @@ class Scorer:
     ) -> None:
         """Audit the best of the batch where it is a new best, and a share of the others."""
         ran = [action for action, score in scores.items() if score.outcome == "ok"]
-        self._accuse([action for action in ran if self._is_drawn(action)], scores, sources, results)
-        for action in sorted(ran, key=lambda a: scores[a].reward, reverse=True):
+        better = sorted(
+            (action for action in ran if scores[action].reward > self._best),
+            key=lambda action: scores[action].reward,
+            reverse=True,
+        )
+        audited = {*filter(self._is_drawn, ran), *better[:1]}
+        self._accuse([action for action in ran if action in audited], scores, sources, results)
+        for action in better:
+            if action not in audited:
+                self._accuse([action], scores, sources, results)
             if scores[action].outcome != DISHONEST:
-                if scores[action].reward <= self._best:
-                    return
-                if not self._is_drawn(action):
-                    self._accuse([action], scores, sources, results)
-                if scores[action].outcome != DISHONEST:
-                    self._best = scores[action].reward
-                    return
+                self._best = scores[action].reward
+                return
 
     def _accuse(
         self,

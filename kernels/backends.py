@@ -1,7 +1,10 @@
 """Which backend runs a problem, and what a backend is."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
@@ -11,14 +14,14 @@ from torch import Tensor
 
 from etpo.kernels import reference
 from etpo.kernels.chunked import gather, rowwise, sweep
-from etpo.kernels.operators import Rule, make_operator
+from etpo.kernels.chunked.rowwise import KL, LOG_RATIO, LOGPROB
+from etpo.kernels.operators import Rule, expect_gradient, head_tensors, make_operator
 from etpo.kernels.plan import INDEX
 from etpo.kernels.shards import fields_to_merge, merge_shards
 from etpo.kernels.streams import Problem
-from etpo.kernels.triton import sizes
+from etpo.kernels.triton import measured, sizes
 
 BACKENDS = ("auto", "reference", "chunked", "triton")
-KL, LOG_RATIO = rowwise.KL, rowwise.LOG_RATIO
 
 
 class SweepFunction(Protocol):
@@ -32,13 +35,13 @@ class SweepFunction(Protocol):
 class Backend(NamedTuple):
     """Per-token numbers of a problem, [N] each, differentiable; float64, or the dtype of the results.
 
-    sweep: the named statistics; gather: z_q at the targets; number: a quicker way to one number a token
-    (KL, LOG_RATIO), None where the sweep is the better way.
+    sweep: the named statistics; gather: z_q at the targets; number: one number a token (see `rowwise`) with
+    its derivative made in the forward sweep, None where the sweep of statistics is the better way.
     """
 
     sweep: SweepFunction
     gather: Callable[[Problem], Tensor]
-    number: Callable[[Problem, int], Tensor | None] | None = None
+    number: Callable[[Problem, int], list[Tensor] | None] | None = None
 
     def statistics(
         self, problem: Problem, fields: tuple[str, ...], *, in_place: bool = False
@@ -59,21 +62,35 @@ class Backend(NamedTuple):
 
         [N], or [1], their sum, where the problem has weights.
         """
-        value = None if self.number is None or problem.shard else self.number(problem, KL)
-        if value is None:
+        made = self._derived(problem, KL)
+        if made is None:
             lse_p, lse_u, e_pu = self.statistics(problem, ("lse_p", "lse_u", "e_pu"), in_place=in_place)
-            value = _weigh(e_pu - lse_p + lse_u, problem)
+            made = [_weigh(e_pu - lse_p + lse_u, problem)]
+        value = made[0]
         if problem.weights is not None:
             return value
         return torch.where(torch.isinf(value), value.detach(), value)
 
     def log_ratio(self, problem: Problem, *, in_place: bool = False) -> Tensor:
         """lse u − lse z_r, [N], or [1], their sum, where the problem has weights."""
-        value = None if self.number is None or problem.shard else self.number(problem, LOG_RATIO)
-        if value is not None:
-            return value
+        made = self._derived(problem, LOG_RATIO)
+        if made is not None:
+            return made[0]
         lse_r, lse_u = self.statistics(problem, ("lse_r", "lse_u"), in_place=in_place)
         return _weigh(lse_u - lse_r, problem)
+
+    def logprob(
+        self, problem: Problem, *, entropy_gradient: bool, in_place: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(log π(w), entropy) of one target a row, [N] each; the second may lack a gradient."""
+        made = None if entropy_gradient else self._derived(problem, LOGPROB)
+        if made is not None:
+            return made[0], made[1]
+        lse_p, e_pp, at_p = self.statistics(problem, ("lse_p", "e_pp", "at_p"), in_place=in_place)
+        return at_p - lse_p, -e_pp if entropy_gradient else -e_pp.detach()
+
+    def _derived(self, problem: Problem, kind: int) -> list[Tensor] | None:
+        return None if self.number is None or problem.shard else self.number(problem, kind)
 
 
 def _weigh(values: Tensor, problem: Problem) -> Tensor:
@@ -118,11 +135,35 @@ def _triton_gather(problem: Problem) -> Tensor:
 
 REFERENCE = Backend(reference.sweep, reference.gather)
 CHUNKED = Backend(sweep.sweep, gather.gather, rowwise.number)
-TRITON = Backend(_triton_sweep, _triton_gather)
+TRITON = Backend(_triton_sweep, _triton_gather, partial(rowwise.number, arithmetic=rowwise.TRITON))
+FORCED_ROUTE: ContextVar[str | None] = ContextVar("route", default=None)
 
-# What "auto" takes where "triton" can run. No GPU has been measured yet, so it takes "triton" throughout:
-# it alone keeps the logits out of memory.
-AUTO_ON_CUDA = TRITON
+
+def _measured_number(problem: Problem, kind: int) -> list[Tensor] | None:
+    """A number by the route that was the quickest on this GPU; "products" where none was measured."""
+    heads = [tensor for source in problem.streams.values() for tensor in head_tensors(source)]
+    key = measured.route_key(rowwise.KINDS[kind], trained=expect_gradient(*heads))
+    route = measured.PRODUCTS
+    if not torch.compiler.is_compiling():
+        route = FORCED_ROUTE.get() or measured.measured_on(problem.device).routes.get(key, route)
+    if route == measured.REGISTERS:
+        return None
+    arithmetic = rowwise.TRITON if route == measured.PRODUCTS else rowwise.PYTORCH
+    return rowwise.number(problem, kind, arithmetic)
+
+
+# What "auto" takes where "triton" can run.
+AUTO_ON_CUDA = TRITON._replace(number=_measured_number)
+
+
+@contextmanager
+def routed(route: str) -> Iterator[None]:
+    """Makes "auto" take one route (see `triton.measured`) on CUDA, to measure it."""
+    token = FORCED_ROUTE.set(route)
+    try:
+        yield
+    finally:
+        FORCED_ROUTE.reset(token)
 
 
 def backend_of(name: str, problem: Problem) -> Backend:

@@ -23,7 +23,6 @@ from etpo.kernels.tokens import at_tokens, one_target_a_row
 
 # How the functions below name the tensors of policy, critic and reference.
 PREFIXES = ("", "q_", "ref_")
-LOGPROB = ("lse_p", "e_pp", "at_p")
 EXPECTATIONS = {"e_pr", "e_pu", "e_q"}
 
 
@@ -82,6 +81,7 @@ def linear_logprob(
     temperature: float = 1.0,
     softcap: float | None = None,
     ignore_index: int = -100,
+    entropy_gradient: bool = True,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """(log π(w), entropy of π) at each token, π = softmax(z): z_w − lse z and −E_π[z − lse z].
@@ -89,12 +89,14 @@ def linear_logprob(
     hidden [N, D] or [B, T, D], weight [V, D], targets [N] or [B, T]: both results [N] or [B, T], in nats,
     float32 (float64 for float64 inputs). Rows with targets == ignore_index are 0. Of targets [N, K] or
     [B, T, K] the log-probabilities are those of K tokens, [N, K] or [B, T, K], and a row counts where one of
-    them does. Raises ValueError for input that does not fit.
+    them does. entropy_gradient: where it is False the entropy is without a gradient, and with one target a
+    row that of the log-probability is made in the forward sweep where that pays: two matrix products with a
+    frozen head in place of three. Raises ValueError for input that does not fit.
     """
     policy = Stream(hidden, weight, bias, lora, temperature, softcap)
     rows = Rows(_given(targets), ignore_index)
     problem, shape = build_problem(policy, None, None, rows=rows, prefixes=PREFIXES)
-    return _logprob(problem, shape, targets.shape, backend)
+    return _logprob(problem, shape, targets.shape, backend, entropy_gradient=entropy_gradient)
 
 
 def linear_kl(
@@ -253,7 +255,7 @@ def logprob_from_logits(
     """
     rows = Rows(_given(targets), ignore_index)
     problem, shape = build_logits_problem({P: ("logits", logits)}, temperature=temperature, rows=rows)
-    return _logprob(problem, shape, targets.shape, backend, inplace_backward)
+    return _logprob(problem, shape, targets.shape, backend, inplace_backward=inplace_backward)
 
 
 def kl_from_logits(
@@ -324,19 +326,20 @@ def soft_policy_kl_from_logits(
 
 
 def _logprob(
-    problem: Problem, shape: torch.Size, of_targets: torch.Size, backend: str, inplace_backward: bool = False
-) -> tuple[Tensor, Tensor]:
+    problem: Problem, shape: torch.Size, of_targets: torch.Size, backend: str, *,
+    entropy_gradient: bool = True, inplace_backward: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     run, in_place = backend_of(backend, problem), _may_overwrite(problem, inplace_backward)
     problem, tokens = one_target_a_row(problem)
     if tokens is None:
-        lse_p, e_pp, at_p = run.statistics(problem, LOGPROB, in_place=in_place)
-        logprob = at_p - lse_p
+        logprob, entropy = run.logprob(problem, entropy_gradient=entropy_gradient, in_place=in_place)
     else:
-        lse_p, e_pp = run.statistics(problem, LOGPROB[:2], in_place=in_place)
+        lse_p, e_pp = run.statistics(problem, ("lse_p", "e_pp"), in_place=in_place)
+        entropy = -e_pp if entropy_gradient else -e_pp.detach()
         at_p = at_tokens(run, problem.streams[P], tokens, problem)
         lse_p = lse_p.repeat_interleave(max(1, tokens.shape[0] // max(1, problem.n_rows)))
         logprob = (at_p - lse_p).masked_fill(tokens == problem.ignore_index, 0.0)
-    return logprob.to(problem.dtype).reshape(of_targets), _shaped(-e_pp, problem, shape)
+    return logprob.to(problem.dtype).reshape(of_targets), _shaped(entropy, problem, shape)
 
 
 def _given(targets: Tensor | None) -> Tensor:

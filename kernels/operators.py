@@ -52,12 +52,13 @@ class Operator(NamedTuple):
     def __call__(
         self, problem: Problem, task: Sequence[int], n_results: int, *, in_place: bool = False
     ) -> list[Tensor]:
-        """The results of the rule, differentiable in every tensor of the problem's streams."""
+        """All that the rule's forward returns; its first n_results are differentiable in every tensor."""
         tensors, layout, scales = flatten(problem)
-        made = self.forward(
-            tensors, problem.targets, problem.weights, layout, scales, list(task), n_results, in_place
+        return list(
+            self.forward(
+                tensors, problem.targets, problem.weights, layout, scales, list(task), n_results, in_place
+            )
         )
-        return list(made[:n_results])
 
 
 def make_operator(name: str, rule: Rule) -> Operator:

@@ -37,9 +37,30 @@ def sweep(problem: Problem, fields: tuple[str, ...], *, in_place: bool = False) 
             source = source._replace(hidden=source.hidden.masked_fill(ignored[:, None], 0.0))
         z = source_logits(source)
         planes[k] = z if ignored is None else z.masked_fill(ignored[:, None], 0.0)
+    empty: dict[int, Tensor] = {}
+    if problem.shard is not None:
+        # Where this shard masks all its tokens, other shards say what a row is; plain autograd would have
+        # 0 · NaN of it.
+        empty = {k: torch.isneginf(z).all(-1) for k, z in planes.items()}
+        planes = {k: z.masked_fill(empty[k][:, None], 0.0) for k, z in planes.items()}
     tokens = None if problem.targets is None or ignored is None else problem.targets.masked_fill(ignored, 0)
-    stats = [_statistic(field, planes, tokens, problem.mix) for field in fields]
+    stats = [
+        _without_empty(field, _statistic(field, planes, tokens, problem.mix), empty, problem.mixed)
+        for field in fields
+    ]
     return stats if ignored is None else [value.masked_fill(ignored, 0.0) for value in stats]
+
+
+def _without_empty(field: str, value: Tensor, empty: dict[int, Tensor], mixed: frozenset[int]) -> Tensor:
+    """A statistic where rows of a plane hold nothing but −inf; `empty` says where, by stream."""
+    name, stream = field.split("_")
+    if not empty or name == "at" or stream == "pp":
+        return value.masked_fill(empty[P], float("nan")) if empty and stream == "pp" else value
+    others = mixed if stream[-1] == "u" else {STREAMS[stream[-1]]}
+    for k in others:
+        infinity = float("-inf") if name == "lse" or field == "e_q" else float("inf")
+        value = value.masked_fill(empty[k], infinity)
+    return value if name == "lse" else value.masked_fill(empty[P], float("nan"))
 
 
 def gather(problem: Problem) -> Tensor:

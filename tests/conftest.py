@@ -73,6 +73,16 @@ SLOW = (
 )  # fmt: skip
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where the tests of tests/kernels make their tensors."""
+    parser.addoption("--device", default="cpu", help="cpu or cuda, for tests/kernels; cuda takes triton too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Modules choose their backends as they are imported."""
+    os.environ["ETPO_TEST_DEVICE"] = config.getoption("--device")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as slow what stands in SLOW."""
     for item in items:

@@ -68,24 +68,22 @@ Call = Callable[[Inputs], list[Tensor]]
 class Function(NamedTuple):
     """A public function of etpo.kernels as the benchmark calls it.
 
-    streams: those it reads; learner: the one whose tensors ask for a gradient; one_number: it returns one
-    number a token, so that a frozen head needs no logits a second time; run(inputs, backend) calls it.
+    streams: those it reads; learner: the one whose tensors ask for a gradient; run(inputs, backend) calls it.
     """
 
     name: str
     streams: tuple[int, ...]
     learner: int
-    one_number: bool
     from_logits: bool
     eager: Call
     run: Callable[[Inputs, str], list[Tensor]]
 
     def products(self, trained: bool) -> tuple[int, int]:
-        """Matrix products that forward and backward really need."""
-        if self.from_logits:
-            return 0, 0
-        n = len(self.streams)
-        return n, (1 if self.one_number and not trained else n + 1 + trained)
+        """The fewest matrix products of forward and backward: each stream's logits, each gradient, once.
+
+        Logits that are made again for want of memory are not counted as needed.
+        """
+        return (0, 0) if self.from_logits else (len(self.streams), 1 + trained)
 
 
 def _logprob(x: Inputs) -> list[Tensor]:
@@ -130,36 +128,42 @@ FUNCTIONS = {
     function.name: function
     for function in (
         Function(
-            "linear_logprob", (P,), P, False, False, _logprob,
+            "linear_logprob", (P,), P, False, _logprob,
             lambda x, b: list(kernels.linear_logprob(*x.head(P), x.targets, backend=b)),
         ),
         Function(
-            "linear_kl", (P, R), P, True, False, _kl,
+            "linear_logprob_alone", (P,), P, False, lambda x: _logprob(x)[:1],
+            lambda x, b: [
+                kernels.linear_logprob(*x.head(P), x.targets, entropy_gradient=False, backend=b)[0]
+            ],
+        ),
+        Function(
+            "linear_kl", (P, R), P, False, _kl,
             lambda x, b: [kernels.linear_kl(*x.head(P), *x.head(R), backend=b)],
         ),
         Function(
-            "soft_value", (Q, R), Q, True, False, _value,
+            "soft_value", (Q, R), Q, False, _value,
             lambda x, b: [kernels.soft_value(*x.head(Q), *x.head(R), BETA, backend=b)],
         ),
         Function(
-            "soft_policy_kl", (P, Q, R), P, True, False, _policy_kl,
+            "soft_policy_kl", (P, Q, R), P, False, _policy_kl,
             lambda x, b: [kernels.soft_policy_kl(*x.head(P), *x.head(Q), *x.head(R), BETA, backend=b)],
         ),
-        Function("vocab_stats", (P, Q, R), P, False, False, _stats, _run_stats),
+        Function("vocab_stats", (P, Q, R), P, False, _stats, _run_stats),
         Function(
-            "logprob_from_logits", (P,), P, False, True, _logprob,
+            "logprob_from_logits", (P,), P, True, _logprob,
             lambda x, b: list(kernels.logprob_from_logits(x.logits[P], x.targets, backend=b)),
         ),
         Function(
-            "kl_from_logits", (P, R), P, True, True, _kl,
+            "kl_from_logits", (P, R), P, True, _kl,
             lambda x, b: [kernels.kl_from_logits(x.logits[P], x.logits[R], backend=b)],
         ),
         Function(
-            "soft_value_from_logits", (Q, R), Q, True, True, _value,
+            "soft_value_from_logits", (Q, R), Q, True, _value,
             lambda x, b: [kernels.soft_value_from_logits(x.logits[Q], x.logits[R], BETA, backend=b)],
         ),
         Function(
-            "soft_policy_kl_from_logits", (P, Q, R), P, True, True, _policy_kl,
+            "soft_policy_kl_from_logits", (P, Q, R), P, True, _policy_kl,
             lambda x, b: [
                 kernels.soft_policy_kl_from_logits(x.logits[P], x.logits[Q], x.logits[R], BETA, backend=b)
             ],

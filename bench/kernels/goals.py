@@ -12,11 +12,14 @@ LEAST_VOCAB = 32000
 LARGE_VOCAB = 100_000
 OURS = {"cpu": "etpo chunked", "cuda": "etpo triton"}
 OF_EAGER_FROZEN, OF_EAGER_FROZEN_LARGE, OF_EAGER = 0.65, 0.85, 1.5
-OF_PRODUCTS = 1.25
+# Of the fewest products: logits of each stream and each gradient once. Nothing that is made again counts as
+# needed, so what recomputes is held to the same number.
+OF_PRODUCTS = 1.15
 MEMORY_OF_EAGER = 0.15
 SHARE_OF_BOUND = 0.75
 # The published kernels that a GPU's times are held to.
-RIVALS = {"linear_kl": ("liger-kernel", "trl.kernels"), "linear_logprob": ("cut-cross-entropy",)}
+RIVALS = {"linear_kl": ("liger-kernel", "trl.kernels"), "linear_logprob_alone": ("cut-cross-entropy",)}
+ONE_NUMBER = ("soft_policy_kl", "linear_kl", "linear_logprob_alone")
 GRADIENT_ERROR = 3e-3
 
 
@@ -51,17 +54,15 @@ def _case_of(row: Row) -> tuple[str, str, str, int]:
 
 def _cpu_goals(row: Row, others: dict[str, Row]) -> Iterator[Goal]:
     case = ", ".join(map(str, _case_of(row)))
-    if row.function not in ("soft_policy_kl", "vocab_stats"):
-        return
-    if row.ratio_to_eager is not None:
+    if row.ratio_to_eager is not None and row.function in ("soft_policy_kl", "vocab_stats"):
         limit = OF_EAGER
         if (row.function, row.heads) == ("soft_policy_kl", "frozen"):
             limit = OF_EAGER_FROZEN if row.n_vocab < LARGE_VOCAB else OF_EAGER_FROZEN_LARGE
         yield Goal("time as a share of eager's", case, limit, row.ratio_to_eager)
-    if row.ratio_to_products is not None and (row.function, row.heads) != ("soft_policy_kl", "frozen"):
-        yield Goal("time as a multiple of the products'", case, OF_PRODUCTS, row.ratio_to_products)
+    if row.ratio_to_products is not None and row.function in ("soft_policy_kl", "linear_kl"):
+        yield Goal("time as a multiple of the fewest products'", case, OF_PRODUCTS, row.ratio_to_products)
     ours, eager = memory_beside_gradients(row), memory_beside_gradients(others[EAGER.name])
-    if ours is not None and eager is not None:
+    if ours is not None and eager is not None and row.function in ("soft_policy_kl", "vocab_stats"):
         yield Goal(
             "peak memory beside the gradients as a share of eager's", case, MEMORY_OF_EAGER, ours / eager
         )
@@ -69,8 +70,10 @@ def _cpu_goals(row: Row, others: dict[str, Row]) -> Iterator[Goal]:
 
 def _gpu_goals(row: Row, others: dict[str, Row]) -> Iterator[Goal]:
     case = ", ".join(map(str, _case_of(row)))
-    if row.function in ("soft_policy_kl", "linear_kl") and row.ratio_to_products is not None:
-        yield Goal("share of the products' speed", case, SHARE_OF_BOUND, 1 / row.ratio_to_products, True)
+    if row.function in ONE_NUMBER and row.ratio_to_products is not None:
+        yield Goal(
+            "share of the fewest products' speed", case, SHARE_OF_BOUND, 1 / row.ratio_to_products, True
+        )
     for name in RIVALS.get(row.function, ()):
         rival = others.get(name)
         if rival is not None and rival.both_s is not None and row.both_s is not None:

@@ -26,10 +26,9 @@ def flush_cache(device: torch.device) -> None:
 
 
 class Products:
-    """The matrix products that a case really needs, and nothing else; forward and backward apart."""
+    """The fewest matrix products of a case, and nothing else; forward and backward apart."""
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
-        self.n_forward, self.n_backward = case.function.products(case.trained)
         # A CPU has no product of bf16 operands summed in float32: there the products are float32.
         dtype = torch.float32 if case.device.type == "cpu" and case.dtype.itemsize < 4 else case.dtype
         self.streams = case.function.streams
@@ -43,21 +42,15 @@ class Products:
         self.learner = learner
 
     def forward(self) -> None:
-        self._logits(self.n_forward)
+        for stream in self.streams:
+            for rows, z in self._chunks():
+                torch.mm(self.hidden[stream][rows], self.weight[stream].T, out=z)
 
     def backward(self) -> None:
-        # What remains beside the gradients is logits made once more.
-        n_gradients = 1 + (self.d_weight is not None)
-        self._logits(self.n_backward - n_gradients)
         for rows, z in self._chunks():
             torch.mm(z, self.weight[self.learner], out=self.d_hidden[rows])
             if self.d_weight is not None:
                 self.d_weight.addmm_(z.T, self.hidden[self.learner][rows])
-
-    def _logits(self, n_products: int) -> None:
-        for stream in self.streams[:n_products]:
-            for rows, z in self._chunks():
-                torch.mm(self.hidden[stream][rows], self.weight[stream].T, out=z)
 
     def _chunks(self) -> list[tuple[slice, Tensor]]:
         n, step = self.hidden[0].shape[0], self.logits.shape[0]
@@ -79,7 +72,7 @@ def copy_bytes_per_s(device: torch.device, repeats: int = 5) -> float:
 
 
 def needed_flops(case: Case) -> int:
-    """Floating-point operations of the products that the case really needs."""
+    """Floating-point operations of the fewest products of the case."""
     return 2 * sum(case.function.products(case.trained)) * case.n_logits * case.shape.d_model
 
 

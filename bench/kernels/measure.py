@@ -129,7 +129,7 @@ def measure_case(case: Case, contestants: list[Contestant], rounds: int) -> list
         if runner.why_not is None:
             _try(runner, partial(_prepare, runner, contestant, case, sets[0]))
     products = None if case.function.from_logits else Products(case, sets[0])
-    bare = Runner(PRODUCTS, "the matrix products really needed, alone")
+    bare = Runner(PRODUCTS, "the fewest matrix products, alone")
     for k in range(rounds):
         inputs = sets[k % len(sets)]
         for runner in runners:

@@ -69,10 +69,11 @@ def to_markdown(rows: list[Row], about: dict[str, Any]) -> str:
     lines = head_lines("Kernels beside their peers", about)
     lines += [
         "Times are medians over rounds in which each line runs once; ratios are medians of the ratios within "
-        "a round. GFLOP/s counts the matrix products really needed, GB/s each input read once and each "
-        f"gradient written once; “{PRODUCTS}” is those products alone, the limit of the first, and a copy of "
-        f"memory ran at {about['copy_bytes_per_s'] / 1e9:.1f} GB/s, the limit of the second. Errors are "
-        "relative, in the 2-norm, against float64 of the same inputs.",
+        "a round. GFLOP/s counts the fewest matrix products (logits of each stream and each gradient once, "
+        "nothing made again), GB/s each input read once and each gradient written once; "
+        f"“{PRODUCTS}” is those products alone, the limit of the first, and a copy of memory ran at "
+        f"{about['copy_bytes_per_s'] / 1e9:.1f} GB/s, the limit of the second. Errors are relative, in the "
+        "2-norm, against float64 of the same inputs.",
         "",
         *goal_lines(goals_of(rows, about["device"])),
     ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from etpo.bench.kernels.cases import FUNCTIONS, POLICY, REFERENCE, Call, Case, Function, Inputs
 
-HEADS_OF_POLICY = ("linear_logprob", "linear_kl")
+HEADS_OF_POLICY = ("linear_logprob", "linear_logprob_alone", "linear_kl")
 
 
 class Contestant(NamedTuple):
@@ -79,12 +79,14 @@ def _trl(function: Function) -> Call:
         fused = import_module("trl.kernels").selective_log_softmax_and_entropy
         return lambda x: [out[0] for out in fused(x.logits[POLICY][None], x.targets[None])]
     logprob = import_module("trl.kernels.chunked_logprob").ChunkedLogProbFunction
-    chunk_size = 32768
+    chunk_size, n_outputs = 32768, 1 if function.name == "linear_logprob_alone" else 2
 
     def call(x: Inputs) -> list[Tensor]:
         hidden, weight = x.head(POLICY)
-        arguments = (hidden, weight, None, x.targets, 1.0, chunk_size, None, 1.0, ("entropy",))
-        return list(logprob.apply(*arguments)[:2])
+        more = ("entropy",)[: n_outputs - 1]
+        return list(
+            logprob.apply(hidden, weight, None, x.targets, 1.0, chunk_size, None, 1.0, more)[:n_outputs]
+        )
 
     return call
 
@@ -119,7 +121,7 @@ def _cce(function: Function) -> Call:
     return call
 
 
-ALL, LOGPROB = frozenset(FUNCTIONS), frozenset(("linear_logprob",))
+ALL, LOGPROB = frozenset(FUNCTIONS), frozenset(("linear_logprob", "linear_logprob_alone"))
 ALONE = "log-probability alone, no entropy"
 EAGER = Contestant("eager", ALL, always, lambda function: function.eager)
 CONTESTANTS = {

@@ -49,7 +49,7 @@ def run(options: Options, tell: Tell, save: Callable[[Result], None]) -> Result:
 
     Raises ValueError for a name or device that does not exist.
     """
-    device = _device(options.device)
+    device = device_named(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     contestants = contestants_of(options.peers if options.peers is not None else list(CONTESTANTS))
@@ -82,7 +82,8 @@ def run(options: Options, tell: Tell, save: Callable[[Result], None]) -> Result:
     return result(measure(cases, contestants, options.repeats, tell, lambda rows: save(result(rows))))
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of that name, auto a GPU where there is one. Raises ValueError where it is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

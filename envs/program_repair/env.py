@@ -231,7 +231,7 @@ def _equal(got: Any, expected: Any) -> bool:
     if type(got) is not type(expected):
         return False
     if isinstance(expected, float):
-        return abs(got - expected) <= TOLERANCE * max(1.0, abs(expected))
+        return bool(abs(got - expected) <= TOLERANCE * max(1.0, abs(expected)))
     if isinstance(expected, list | tuple):
         return len(got) == len(expected) and all(map(_equal, got, expected))
     if isinstance(expected, dict):

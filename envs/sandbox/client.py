@@ -203,13 +203,23 @@ class Sandbox:
             ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1"
         )
         libraries = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
+        memory = {
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"
+        }  # huge pages from the start; see `box/memory.py`
         arguments = (theirs.fileno(), self._folder, self.workers, self.memory_mib, self.mode, *hidden_paths())
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-B", "-X", "utf8", str(SERVER_FILE), *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
-            env={"PATH": os.defpath, "LANG": "C.UTF-8", "CUDA_VISIBLE_DEVICES": "", **libraries, **threads},
+            env={
+                "PATH": os.defpath,
+                "LANG": "C.UTF-8",
+                "CUDA_VISIBLE_DEVICES": "",
+                **libraries,
+                **threads,
+                **memory,
+            },
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         )

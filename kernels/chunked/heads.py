@@ -122,13 +122,25 @@ class Head:
         return out
 
     def add_logits(
-        self, hidden: Tensor, share: float, bias_share: float, out: Tensor, columns: slice, *, fresh: bool
+        self, inputs: RowInputs, share: float, bias_share: float, out: Tensor, columns: slice, *, fresh: bool
     ) -> None:
-        """out[:, columns] (+)= (share·products + bias_share·bias) / temperature; no softcap, no lora."""
+        """out[:, columns] (+)= (share·products + bias_share·bias) / temperature; no softcap."""
         alpha, part = 1.0 / self.source.temperature, out[:, columns]
-        multiply(part, hidden, self.weight_block[columns].T, fresh=fresh, alpha=share * alpha)
+        multiply(part, inputs.hidden, self.weight_block[columns].T, fresh=fresh, alpha=share * alpha)
+        if self.source.lora is not None and inputs.low_rank is not None:
+            part.addmm_(inputs.low_rank, self.b_block[columns].T, alpha=share * alpha * self.source.lora[2])
         if self.source.bias is not None:
             part.add_(self.bias_block[columns], alpha=bias_share * alpha)
+
+    def hidden_gradient(self, dz: Tensor, share: float, out: Tensor) -> None:
+        """out [n, D] = share · ∂/∂hidden from dz [n, V], of whole rows; no softcap."""
+        alpha = share / self.source.temperature
+        multiply(out, dz, self.weight_block, fresh=True, alpha=alpha)
+        if self.source.lora is not None:
+            a, _, scale = self.source.lora
+            d_low = torch.empty(dz.shape[0], a.shape[0], dtype=out.dtype, device=dz.device)
+            multiply(d_low, dz, self.b_block, fresh=True)
+            multiply(out, d_low, a.to(out.dtype), fresh=False, alpha=alpha * scale)
 
     def backward(
         self, dz: Tensor, z: Tensor | None, inputs: RowInputs, rows: Rows, sink: Gradients, scratch: Tensor

@@ -3,8 +3,11 @@
 # Of a sweep in blocks: large enough for the matrix products, small enough for a core's cache.
 TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
 BLOCK_COLUMNS = {"cpu": 1024, "cuda": 8192}
-# Logits stay from forward to backward where they, and one plane more to work on, are no larger: a workspace.
-KEEP_BYTES = 1 << 25
+# Logits, or derivatives by them, stay from forward to backward where they, and one plane more to work on, are
+# no larger: a workspace. Beyond it they are made again.
+KEEP_BYTES = {"cpu": 1 << 25, "cuda": 1 << 29}
+# Derivatives by the hidden states stay where they are no larger: about as much as the gradients themselves.
+HIDDEN_BYTES = 1 << 31
 # Of whole rows. Every chunk reads the whole heads, so few rows are slow; two planes of a chunk's logits are
 # the workspace.
 CHUNK_ROWS = 384

@@ -51,8 +51,13 @@ class Scratch(NamedTuple):
 
 
 def mix_into(out: Tensor, planes: Planes, mix: tuple[float, float]) -> Tensor:
-    """u = a·z_r + b·z_q, written to `out`; a coefficient of 0 drops its stream, infinities included."""
+    """u = a·z_r + b·z_q, written to `out`; a coefficient of 0 drops its stream, infinities included.
+
+    Where u is one of the two as it stands, that plane itself is returned.
+    """
     (coefficient, k), *rest = [(c, k) for c, k in zip(mix, (R, Q), strict=True) if c != 0]
+    if coefficient == 1.0 and not rest:
+        return planes[k]
     torch.mul(planes[k], coefficient, out=out)
     for coefficient, k in rest:
         out.add_(planes[k], alpha=coefficient)
@@ -70,7 +75,8 @@ def tile_statistics(
     table = torch.zeros(ROWS, scratch.prob.shape[0], dtype=torch.float64, device=scratch.prob.device)
     for k in (Q, R, U):
         if LSE[k] in fields:
-            table[LSE[k]] = softmax_into(scratch.work, planes[k])
+            same = [j for j in (Q, R) if k == U and LSE[j] in fields and planes[j] is planes[U]]
+            table[LSE[k]] = table[LSE[same[0]]] if same else softmax_into(scratch.work, planes[k])
     if LSE_P in fields or not fields.isdisjoint(EXPECTATIONS):
         table[LSE_P] = softmax_into(scratch.prob, planes[P])
         _expectations(table, planes, fields, scratch, masked=False)
@@ -87,6 +93,9 @@ def _expectations(table: Tensor, planes: Planes, fields: set[int], scratch: Scra
     z_p, prob, work = planes[P], scratch.prob, scratch.work
     for field, k in CONTRASTS:
         if field not in fields:
+            continue
+        if field == E_PU and E_PR in fields and planes[U] is planes.get(R):
+            table[E_PU] = table[E_PR]
             continue
         # The sum runs around a level known from log-sum-exps: a large common level would cost it digits.
         level = _level(table, fields, field).to(z_p.dtype).nan_to_num(0.0, 0.0, 0.0)

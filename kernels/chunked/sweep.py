@@ -8,7 +8,7 @@ from torch import Tensor
 
 from etpo.kernels.chunked import derivatives, sizes
 from etpo.kernels.chunked.derivatives import TileCotangents
-from etpo.kernels.chunked.heads import Casts, RowInputs, Tiling, open_heads, tiling_of
+from etpo.kernels.chunked.heads import Casts, RowInputs, Tiling, open_heads, place_of, tiling_of
 from etpo.kernels.chunked.statistics import MASKED, ROWS, Planes, Scratch, merge, mix_into, tile_statistics
 from etpo.kernels.gradients import Gradients, Plan, Rows, plan_backward, planes_of
 from etpo.kernels.operators import Cotangents, Rule, expect_gradient, head_tensors, make_operator
@@ -24,8 +24,8 @@ def sweep(problem: Problem, fields: tuple[str, ...], *, in_place: bool = False) 
     if not problem.given_logits and expect_gradient(*tensors):
         # The logits are kept for backward where they are few; given logits are there anyway.
         n_logits = (len(_kept_streams(problem, indices)) + 1) * problem.n_rows * problem.n_vocab
-        keep = bool(n_logits * problem.dtype.itemsize <= sizes.KEEP_BYTES)
-    return OPERATOR(problem, [int(keep), *indices], len(fields), in_place=in_place)
+        keep = bool(n_logits * problem.dtype.itemsize <= sizes.KEEP_BYTES[place_of(problem)])
+    return OPERATOR(problem, [int(keep), *indices], len(fields), in_place=in_place)[: len(fields)]
 
 
 def _kept_streams(problem: Problem, fields: Iterable[int]) -> list[int]:

@@ -213,7 +213,7 @@ class Backward:
                 shape_of(self.problem, columns.stop), rows.start, rows.stop, columns.start,
                 self.problem.ignore_index)  # fmt: skip
         return Launch(
-            gradient_kernel, (n_blocks * n_columns,), args, self.flags | inputs.constants, is_sweep=True
+            gradient_kernel, (n_blocks * n_columns,), args, self.flags | inputs.constants, True, inputs.name
         )
 
 

@@ -6,6 +6,7 @@ share costs no digits. The merge runs over the splits in order, in float64.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -274,8 +275,7 @@ def forward_launches(problem: Problem, outs: dict[int, Tensor], target: Target) 
     own: set[int] = set().union(*(READS[k] for k in outs)) - {U}
     inputs = prepare(problem, "forward", planes, own, set(), target)
     n_blocks, n_columns = triton.cdiv(n_rows, inputs.tile.block_n), triton.cdiv(n_vocab, inputs.tile.block_v)
-    n_splits = min(n_columns, triton.cdiv(sizes.WAVES * target.n_processors, n_blocks))
-    n_steps = triton.cdiv(n_columns, n_splits)
+    n_steps = steps_of(n_blocks, n_columns, target.n_processors, sizes.WAVES)
     n_splits = triton.cdiv(n_columns, n_steps)
     slots = slots_of(set(outs))
     space = torch.empty(len(slots), n_splits, n_rows, dtype=torch.float32, device=problem.device)
@@ -285,9 +285,28 @@ def forward_launches(problem: Problem, outs: dict[int, Tensor], target: Target) 
     merge_args = (partial, problem.targets, named(outs), n_rows, n_splits, problem.ignore_index)
     merge_options = sizes.COMPILER | {"BLOCK": sizes.MERGE_ROWS, "num_warps": 4}
     return [
-        Launch(sweep_kernel, (n_blocks * n_splits,), sweep_args, inputs.constants, is_sweep=True),
+        Launch(sweep_kernel, (n_blocks * n_splits,), sweep_args, inputs.constants, True, inputs.name),
         Launch(merge_kernel, (triton.cdiv(n_rows, sizes.MERGE_ROWS),), merge_args, merge_options),
     ]
+
+
+@lru_cache
+def steps_of(n_blocks: int, n_columns: int, n_processors: int, waves: int = sizes.WAVES) -> int:
+    """Vocabulary blocks of a program, so that few processors wait for the last wave of programs.
+
+    A program takes a whole multiprocessor, for its registers. waves: of programs, at least.
+    """
+    fewest = min(n_columns, -(-waves * n_processors // n_blocks))
+    best, least = n_columns, 1.0
+    for n_splits in range(fewest, n_columns + 1):
+        n_steps = -(-n_columns // n_splits)
+        n_waves = -(-n_blocks * -(-n_columns // n_steps) // n_processors)
+        idle = 1.0 - n_blocks * n_columns / (n_processors * n_waves * n_steps)
+        if idle < least:
+            best, least = n_steps, idle
+        if idle <= sizes.MOST_IDLE:
+            break
+    return best
 
 
 def slots_of(fields: set[int]) -> list[str]:

@@ -39,10 +39,26 @@ TILES = {
         4: Tile(64, 64, 64, 8, 3),
     },
 }
+# Kernels that have a tile of their own, by `tile.kernel_name`: found by compiling, without a spill.
+BY_KERNEL: dict[str, dict[str, Tile]] = {
+    "pointers": {},
+    "hopper": {
+        "backward p u, of r, p = r": Tile(128, 128, 64, 8, 3),
+        "forward p u, of q r, p = r": Tile(128, 128, 64, 8, 3),
+        "backward p u, of q r, p = r": Tile(128, 128, 64, 8, 3),
+    },
+    "blackwell": {
+        "forward p u, of r, p = r": Tile(128, 128, 64, 8, 4),
+        "backward p u, of r, p = r": Tile(128, 128, 64, 8, 4),
+        "backward p u, of q r, p = r": Tile(128, 128, 64, 8, 4),
+    },
+}
 # Float32 matrices take the plain multiply-add units: smaller tiles, which hold their operands in registers.
 FLOAT32 = Tile(64, 64, 16, 8, 2)
 # Given logits: whole rows are read once, in order.
 LOGITS = Tile(1, 2048, 1, 8, 1)
+# Logits of a library product: a row is read twice, and the second time lies in a cache.
+ROW = Tile(1, 4096, 1, 8, 1)
 # Below it, bf16 has no matrix units.
 CAPABILITY = (8, 0)
 
@@ -59,8 +75,10 @@ NVIDIA_SWEEP = {"maxnreg": 255}
 
 # Neighbouring programs share this many token blocks, so that their hidden states stay in the L2 cache.
 GROUP_N = 16
-# Programs of a forward sweep for each multiprocessor: enough that the last wave is a small part.
-WAVES = 4
+# Programs of a forward sweep for each multiprocessor at least, and the share of their time that
+# multiprocessors may wait for the last wave where some number of splits allows it.
+WAVES = 1
+MOST_IDLE = 0.03
 # Bytes of the derivative by the logits that a backward holds at a time, and the most tokens of one piece.
 DZ_BYTES = 1 << 29
 DZ_ROWS = 8192

@@ -20,6 +20,7 @@ from etpo.kernels.checks import memory_of
 from etpo.kernels.plan import NAMES, P, Q, R, U
 from etpo.kernels.streams import Problem, Source, VocabStats
 from etpo.kernels.triton import sizes
+from etpo.kernels.triton.measured import measured_on
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 # The tiles of Hopper and Blackwell take the shared memory of a data-centre chip, in bytes.
@@ -247,10 +248,11 @@ def mixed(z_q, z_r, shape, column, cfg, WITH_U: tl.constexpr):
 
 
 class Target(NamedTuple):
-    """What a launch has to know of a chip: its key in sizes.TILES, and its number of multiprocessors."""
+    """What a launch has to know of a chip: its key in sizes.TILES, multiprocessors, measured tiles."""
 
     chip: str
     n_processors: int
+    tiles: dict[str, sizes.Tile] = {}  # noqa: RUF012 - never written to
 
 
 def target_of(device: torch.device) -> Target:
@@ -259,7 +261,8 @@ def target_of(device: torch.device) -> Target:
         return Target(sizes.CHIP_INTERPRETED, 1)
     properties = torch.cuda.get_device_properties(device)
     shared_bytes = getattr(properties, "shared_memory_per_block_optin", 0)
-    return Target(chip_of(properties.major, shared_bytes), properties.multi_processor_count)
+    chip = chip_of(properties.major, shared_bytes)
+    return Target(chip, properties.multi_processor_count, measured_on(device).tiles)
 
 
 def chip_of(major: int, shared_bytes: int) -> str:
@@ -270,13 +273,17 @@ def chip_of(major: int, shared_bytes: int) -> str:
 
 
 class Launch(NamedTuple):
-    """One call of a kernel. constants: its own and the compiler's; is_sweep: it may take every register."""
+    """One call of a kernel. constants: its own and the compiler's; is_sweep: it may take every register.
+
+    name: of a sweep its `kernel_name`.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
     args: tuple[Any, ...]
     constants: dict[str, Any]
     is_sweep: bool = False
+    name: str = ""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -298,6 +305,7 @@ class Inputs(NamedTuple):
     matrices: tuple[Any, ...]
     parts: tuple[Part | None, ...]
     tile: sizes.Tile
+    name: str
     constants: dict[str, Any]
 
 
@@ -326,14 +334,19 @@ def prepare(
     aligned = all(m is None or fits_maps(m) for m in operands)
     chip = target.chip if aligned and not problem.given_logits and not float32 else "pointers"
     maps = chip != "pointers"
-    live = n_live(kind, planes, own, share)
-    if any(part is not None and (part.low is not None or part.cap is not None) for part in parts):
-        # A low-rank product or a tanh needs registers of its own,
-        live = min(4, live + 1)
-    if not aligned:
-        # and a matrix that is read entry by entry more of them.
-        live = min(4, live + 2)
-    tile = sweep_tile(chip, live, float32=float32, logits=problem.given_logits)
+    rich = any(part is not None and (part.low is not None or part.cap is not None) for part in parts)
+    name = kernel_name(kind, planes, own, share, rich=rich, aligned=aligned)
+    if INTERPRET:
+        tile = sizes.INTERPRETED
+    elif problem.given_logits:
+        tile = sizes.LOGITS
+    elif float32:
+        tile = sizes.FLOAT32
+    else:
+        live = n_live(kind, planes, own, share)
+        # A low-rank product or a tanh needs registers of its own, a matrix read entry by entry more of them.
+        live = min(4, live + rich + 2 * (not aligned))
+        tile = target.tiles.get(name) or sizes.BY_KERNEL[chip].get(name) or sizes.TILES[chip][live]
     if maps:
         for i, matrix in enumerate(operands):
             if matrix is not None:
@@ -347,7 +360,7 @@ def prepare(
     }
     constants |= {"BLOCK_N": tile.block_n, "BLOCK_V": tile.block_v, "BLOCK_D": tile.block_d}
     constants |= {"num_warps": tile.num_warps, "num_stages": tile.num_stages} | sizes.COMPILER
-    return Inputs(tuple(operands), tuple(parts), tile, constants)
+    return Inputs(tuple(operands), tuple(parts), tile, name, constants)
 
 
 def share_of(problem: Problem, planes: set[int]) -> int:
@@ -359,6 +372,23 @@ def share_of(problem: Problem, planes: set[int]) -> int:
         return int(SHARED_PQR.value)
     shares = ((pq, SHARED_PQ), (pr, SHARED_PR), (qr, SHARED_QR))
     return int(next((share for same, share in shares if same), OWN_HEADS).value)
+
+
+def kernel_name(kind: str, planes: set[int], own: set[int], share: int, *, rich: bool, aligned: bool) -> str:
+    """What a kernel is called in a table of tiles, as "forward p u, of q r, q = r".
+
+    Its planes, those that it reads only to mix u, and its shared heads; "rich" where a stream has a low-rank
+    term or a softcap, "unaligned" where a matrix is read entry by entry.
+    """
+    mixed = planes - own - {U}
+    parts = [
+        " ".join([kind, *("pqru"[k] for k in sorted(planes - mixed))]),
+        " ".join(["of", *("pqr"[k] for k in sorted(mixed))]) if mixed else "",
+        ["", "p = q", "p = r", "q = r", "p = q = r"][share],
+        "rich" if rich else "",
+        "" if aligned else "unaligned",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def n_live(kind: str, planes: set[int], own: set[int], share: int) -> int:
@@ -413,12 +443,3 @@ def shape_of(problem: Problem, stop: int) -> Shape:
 def named(by_index: dict[int, Tensor]) -> VocabStats:
     """Numbers by index as the kernels take them."""
     return VocabStats(**{name: by_index.get(k) for k, name in enumerate(NAMES)})
-
-
-def sweep_tile(chip: str, n_live: int, *, float32: bool, logits: bool) -> sizes.Tile:
-    """The tile of a sweep whose kernel holds n_live tiles of logits; chip is a key of sizes.TILES."""
-    if INTERPRET:
-        return sizes.INTERPRETED
-    if logits:
-        return sizes.LOGITS
-    return sizes.FLOAT32 if float32 else sizes.TILES[chip][n_live]

@@ -1,5 +1,6 @@
 """Small problems for the kernel tests: random streams, their leaves, and ways to cut a sweep."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,10 @@ from etpo.kernels import (
     vocab_stats,
 )
 from etpo.kernels.chunked import sizes
+
+# True where the tests that all backends share run on Triton: interpreted, or on a GPU.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+ON_TRITON = INTERPRETED or os.environ.get("ETPO_TEST_DEVICE", "cpu") != "cpu"
 
 # Tile elements, block columns, rows of a chunk, bytes that may be kept: from one tile to many ragged ones.
 TILINGS = {
@@ -67,7 +72,7 @@ def tiling(name: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sizes.TILE_ELEMENTS, "cpu", tile)
         patch.setitem(sizes.BLOCK_COLUMNS, "cpu", block)
-        patch.setattr(sizes, "KEEP_BYTES", keep)
+        patch.setitem(sizes.KEEP_BYTES, "cpu", keep)
         patch.setattr(sizes, "CHUNK_ROWS", rows)
         patch.setattr(sizes, "GATHER_ELEMENTS", tile)
         yield

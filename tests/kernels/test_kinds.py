@@ -3,7 +3,6 @@
 `interpreted/test_triton_kinds.py` runs them on Triton, in its interpreter.
 """
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -28,9 +27,9 @@ from etpo.kernels import (
     vocab_stats,
 )
 from etpo.kernels.checks import build_problem
-from tests.kernels.problems import present, relative_error
+from tests.kernels.problems import ON_TRITON, present, relative_error
 
-BACKENDS = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ("reference", "chunked")
+BACKENDS = ("triton",) if ON_TRITON else ("reference", "chunked")
 N, V, D, R = 6, 21, 8, 2
 INF = float("inf")
 

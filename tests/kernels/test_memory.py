@@ -28,7 +28,7 @@ def small_workspace(monkeypatch):
     """So small a workspace that a few thousand tokens dwarf it."""
     monkeypatch.setitem(sizes.TILE_ELEMENTS, "cpu", TILE)
     monkeypatch.setitem(sizes.BLOCK_COLUMNS, "cpu", BLOCK)
-    monkeypatch.setattr(sizes, "KEEP_BYTES", WORKSPACE)
+    monkeypatch.setitem(sizes.KEEP_BYTES, "cpu", WORKSPACE)
     monkeypatch.setattr(sizes, "CHUNK_ROWS", ROWS)
     monkeypatch.setattr(sizes, "GATHER_ELEMENTS", TILE)
 

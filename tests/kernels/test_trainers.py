@@ -3,7 +3,6 @@
 `interpreted/test_triton_trainers.py` runs it on Triton, in its interpreter.
 """
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -23,12 +22,11 @@ from etpo.kernels import (
     soft_value_from_logits,
     vocab_stats,
 )
-from tests.kernels.problems import TILINGS, tiling
+from tests.kernels.problems import ON_TRITON, TILINGS, tiling
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-BACKENDS = ("triton",) if INTERPRETED else ("reference", "chunked")
-DTYPE = torch.float32 if INTERPRETED else torch.float64
-TOLERANCE = 3e-5 if INTERPRETED else 1e-11
+BACKENDS = ("triton",) if ON_TRITON else ("reference", "chunked")
+DTYPE = torch.float32 if ON_TRITON else torch.float64
+TOLERANCE = 3e-5 if ON_TRITON else 1e-11
 N, V, D, K, R, BETA = 6, 21, 8, 3, 2, 0.4
 NAN, INF = float("nan"), float("inf")
 
@@ -60,7 +58,7 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=TILINGS if not INTERPRETED else ["one tile"])
+@pytest.fixture(params=TILINGS if not ON_TRITON else ["one tile"])
 def cut(request):
     with tiling(request.param):
         yield request.param

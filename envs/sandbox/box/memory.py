@@ -81,8 +81,8 @@ def use_huge_pages() -> None:
 
 def _call(name: str) -> Callable[[int, int, int], int]:
     """A function of the C library that takes an address, a number of bytes, and a number."""
-    function = getattr(ctypes.CDLL(None), name)
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    function: Callable[[int, int, int], int] = kind((name, ctypes.CDLL(None)))
     return function
 
 

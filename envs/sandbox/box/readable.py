@@ -24,7 +24,7 @@ UNUSED = {
     "dist-packages", "ensurepip", "idlelib", "include", "lib2to3", "site-packages", "test", "tests",
     "tkinter", "turtledemo",
 }  # fmt: skip
-UNUSED_ENDINGS = (".a", ".c", ".cpp", ".h", ".pxd", ".pyi", ".pyx")
+UNUSED_ENDINGS = (".a", ".c", ".cpp", ".h", ".opt-1.pyc", ".opt-2.pyc", ".pxd", ".pyi", ".pyx")
 _ELF64_LITTLE = b"\x7fELF\x02\x01"
 _SEGMENT, _DYNAMIC_ENTRY = struct.Struct("<IIQQQQQQ"), struct.Struct("<qQ")
 _PT_LOAD, _PT_DYNAMIC, _DT_NEEDED, _DT_STRTAB = 1, 2, 1, 5

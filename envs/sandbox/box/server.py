@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import resource
+import secrets
 import select
 import signal
 import socket
@@ -185,7 +186,8 @@ class Server:
         if not message:
             return
         job, seed, timeout_s = wire.REQUEST.unpack_from(message)
-        slot = self.free_slots.pop()
+        # By lot: which slots are free first would tell which of two programs ended first.
+        slot = self.free_slots.pop(secrets.randbelow(len(self.free_slots)))
         folder = os.path.join(self.folder, f"{slot}-{job}")
         program = (message[wire.REQUEST.size :].decode(), seed)
         try:
@@ -228,6 +230,7 @@ class Server:
                 rooms.enter_next_fork(room)
             pid = os.fork()
             if pid == 0:
+                self._forget()
                 _be_child(program, (fds[0], fds[1]), box, server_pid)
         except OSError:
             self._clear(slot, folder, room)
@@ -237,6 +240,12 @@ class Server:
             if rooms is not None:
                 rooms.leave()
         return pid, room
+
+    def _forget(self) -> None:
+        """In a child: leave nothing of the programs that run beside it, or ran before, for it to look up."""
+        self.running.clear()
+        self.free_slots.clear()
+        self.control.close()
 
     def _clear(self, slot: int, folder: str, room: rooms.Room | None) -> None:
         """End all that a split, which has been reaped itself, left behind: processes and files."""

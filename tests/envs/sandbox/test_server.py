@@ -6,11 +6,13 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 
 from etpo.bench.sandbox.mix import split_processes
 from etpo.envs.sandbox import Sandbox, SandboxError, SplitArrays, client
+from etpo.envs.sandbox.box import wire
 from tests.envs.programs import FIT, SLEEP, is_gone, wait_until
 
 
@@ -115,3 +117,48 @@ def test_a_server_that_cannot_start_is_one_error(monkeypatch, tmp_path, arrays):
     monkeypatch.setattr(client, "SERVER_FILE", broken)
     with Sandbox(workers=1) as box, pytest.raises(SandboxError, match=r"exit code 1.*no such luck"):
         box.run([(FIT, arrays, 0)])
+
+
+def test_a_program_finds_nothing_of_others_in_what_it_has_from_the_server(arrays):
+    source = """
+import sys
+def build_model(x_train, y_train):
+    server = sys.modules["__main__"].server
+    raise ValueError(f"{len(server.running)} {len(server.free_slots)} {server.control.fileno()}")
+"""
+    with Sandbox(workers=2) as box:
+        said = {result.failure.message for result in box.run([(source, arrays, 0)] * 4)}
+    assert said == {"0 0 -1"}
+
+
+def test_the_mounts_of_rooms_that_have_ended_go(arrays):
+    with Sandbox(workers=2) as box:
+        if wire.MOUNT_NAMESPACE in box.layers().missing:
+            pytest.skip("this machine permits no mount namespace")
+        (porter,) = children(box._process.pid)
+        (sexton,) = (
+            pid for pid in children(porter) if Path(f"/proc/{pid}/comm").read_text() == "etpo-sexton\n"
+        )
+        held = Path(f"/proc/{sexton}/fd")
+        box.run([(FIT, arrays, 0)] * 2)
+        assert wait_until(lambda: len(list(held.iterdir())) <= 10)
+        before = len(list(held.iterdir()))
+        box.run([(FIT, arrays, 0)] * 8)
+        assert wait_until(lambda: len(list(held.iterdir())) <= before)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_many_workers_and_more_jobs_than_both_sockets_hold_come_to_an_end(arrays):
+    with Sandbox(workers=256) as box:
+        results = box.run([("1 / 0", arrays, 0)] * 560)
+    assert {result.failure.kind for result in results} == {"ZeroDivisionError"}
+
+
+def test_of_many_cores_no_more_are_used_than_there_are_users(monkeypatch, arrays):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(384)))
+    with Sandbox() as box:
+        assert box.workers == 256
+        assert box.run([(FIT, arrays, 0)])[0].outcome == "ok"

@@ -17,6 +17,7 @@ from etpo.kernels import (
     soft_value,
     vocab_stats,
 )
+from etpo.kernels.chunked import sizes as chunked_sizes
 from etpo.kernels.triton import sizes as triton_config
 from etpo.kernels.triton.sizes import Tile
 from tests.kernels.interpreted.cases import cutting
@@ -289,7 +290,10 @@ def test_two_runs_are_bitwise_the_same():
 
 
 def test_a_frozen_head_gets_no_gradient_and_a_frozen_stream_no_derivative(monkeypatch):
-    """Hidden states alone: one derivative by logits, whole rows at a time, no product for a head."""
+    """Hidden states alone: one derivative by logits, whole rows at a time, no product for a head.
+
+    In a sweep of registers, which takes what is too large to keep.
+    """
     from etpo.kernels import gradients as sums
 
     policy, critic, reference = float32_streams()
@@ -301,6 +305,7 @@ def test_a_frozen_head_gets_no_gradient_and_a_frozen_stream_no_derivative(monkey
         multiply(out, a, b, fresh=fresh, alpha=alpha)
 
     monkeypatch.setattr(sums, "multiply", counted)
+    monkeypatch.setattr(chunked_sizes, "HIDDEN_BYTES", 0)
     heads = [policy.hidden, *(t.detach() for t in (policy.weight, *critic[:2], *reference[:2]))]
     got = gradients([soft_policy_kl(*heads, 0.5, backend="triton")], heads[:1], [torch.ones(N)])
     want = gradients([soft_policy_kl(*heads, 0.5, backend="reference")], heads[:1], [torch.ones(N)])
@@ -314,9 +319,10 @@ def test_float64_is_refused():
         linear_logprob(hidden, weight, torch.tensor([0, 1]), backend="triton")
 
 
-def test_a_divergence_and_its_gradient_pass_eight_files():
+def test_a_divergence_and_its_gradient_pass_ten_files():
+    """Those of the chunked backend, whose walk over the tokens it is, and three of Triton's."""
     policy, _, reference = float32_streams()
     heads = [*policy[:2], *(t.detach() for t in reference[:2])]
     passed = files_passed(lambda: linear_kl(*heads, backend="triton").sum().backward())
     assert "losses.py" in passed
-    assert len(passed) <= 8, passed
+    assert len(passed) <= 10, passed

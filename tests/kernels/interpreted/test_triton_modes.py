@@ -93,7 +93,8 @@ def test_without_gradients_the_numbers_are_the_same(tensors, targets):
             got = all_numbers(tensors, targets)
         for name, value in got.items():
             assert not value.requires_grad
-            assert torch.equal(value, want[name])
+            # With gradients a library makes the logits, without them the kernel that sums them.
+            torch.testing.assert_close(value, want[name], rtol=1e-6, atol=1e-6)
 
 
 def test_strides(tensors, targets):
@@ -131,7 +132,7 @@ def test_compiled_graphs_keep_the_operators_whole(tensors, targets):
 
     torch.compile(call, fullgraph=True, backend=keep)(h.detach(), w.detach())
     names = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
-    assert sum("etpo.triton_sweep" in name for name in names) == 4
+    assert sum("etpo.triton_sweep" in name or "etpo.rowwise" in name for name in names) == 4
     assert sum("etpo.triton_gather" in name for name in names) == 1
     want = call(h, w)
     got = torch.compile(call, fullgraph=True, backend="aot_eager")(h, w)
