@@ -104,7 +104,7 @@ def _run(config: Config, folder: RunFolder, *, resumed: bool) -> "Outcome":
 
 def _tell(folder: RunFolder, outcome: "Outcome | None") -> None:
     from etpo.engine.report.page import write_report
-    from etpo.engine.report.summary import learned
+    from etpo.engine.report.summary import learned, warnings
 
     for note in outcome.notes if outcome else ():
         click.echo(f"Passed over a damaged checkpoint: {note}", err=True)
@@ -129,6 +129,8 @@ def _tell(folder: RunFolder, outcome: "Outcome | None") -> None:
         sent, written = spent["prompt_tokens"], spent["completion_tokens"]
         click.echo(f"  The API counted {sent:,} tokens sent and {written:,} written: "
                    f"{spent['cost_usd']:.2f} US dollars at the prices given.")  # fmt: skip
+    for warning in warnings(told):
+        click.echo(f"Warning: {warning}", err=True)
     click.echo(f"Report: {report}")
 
 
