@@ -167,15 +167,16 @@ def warnings(run: Learned) -> list[str]:
     kl = last.get("kl_ref")
     if kl is not None and kl > FAR:
         told.append(
-            f"The policy stands {kl:.1f} nat a token from the model that it started as, so far that it may have "
-            "lost its language: read its programs. A larger --beta or a smaller --max-kl-update holds it nearer."
+            f"The policy stands {kl:.1f} nat a token from the model that it started as, so far that it may "
+            "have lost its language: read its programs. A larger --beta or a smaller --max-kl-update holds it "
+            "nearer."
         )
     most = max(abs(p.reward) for p in run.programs) * config.max_episode_steps
     value = max((abs(last[key]) for key in ("q_mean", "v_mean") if last.get(key) is not None), default=0.0)
     if value > RUNAWAY * max(most, 1e-9):
         told.append(
-            f"Values have run away: their mean is {value:.3g}, where no return of an episode can exceed {most:.3g}."
-            " What was learned since then is no guide; try a smaller --lr."
+            f"Values have run away: their mean is {value:.3g}, where no return of an episode can exceed "
+            f"{most:.3g}. What was learned since then is no guide; try a smaller --lr."
         )
     if len(run.programs) >= WINDOW and run.last.distinct_share < REPEATS < run.first.distinct_share:
         told.append(
