@@ -168,8 +168,8 @@ def warnings(run: Learned) -> list[str]:
     if kl is not None and kl > FAR:
         told.append(
             f"The policy stands {kl:.1f} nat a token from the model that it started as, so far that it may "
-            "have lost its language: read its programs. A larger --beta or a smaller --max-kl-update holds it "
-            "nearer."
+            "have lost its language: read its programs. A larger --beta, or a smaller --max-kl-update, holds "
+            "it nearer."
         )
     most = max(abs(p.reward) for p in run.programs) * config.max_episode_steps
     value = max((abs(last[key]) for key in ("q_mean", "v_mean") if last.get(key) is not None), default=0.0)
