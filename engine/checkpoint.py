@@ -61,7 +61,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
         _save_tensors(tensors, partial / "state.safetensors")
-        digest = hashlib.sha256((partial / "state.safetensors").read_bytes()).hexdigest()
+        digest = _digest(partial / "state.safetensors")
         meta = {"step": checkpoint.step, "sha256": digest, "state": checkpoint.state}
         (partial / "state.json").write_text(json.dumps(meta), encoding="utf-8")
         honour_umask(partial)
@@ -96,8 +96,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         meta = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        raw = (path / "state.safetensors").read_bytes()
-        if hashlib.sha256(raw).hexdigest() != meta["sha256"]:
+        if _digest(path / "state.safetensors") != meta["sha256"]:
             raise CheckpointError(
                 f"{path}: expected a complete checkpoint, got one whose weights are damaged"
             )
@@ -163,6 +162,12 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     except SafetensorError as error:
         number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _digest(path: Path) -> str:
+    """The SHA-256 of a file, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -177,7 +177,7 @@ class Config:
     lora_rank: int = setting(16, UPDATE, "Rank of the adapters.", low=1)
     optimizer: Literal["auto", "sgd", "adamw", "lion"] = setting(
         "auto", UPDATE,
-        "Optimiser of policy and critic; auto: momentum SGD for full weights, AdamW for adapters.",
+        "Optimiser of policy and critic; auto: momentum SGD.",
     )  # fmt: skip
     lr: float | None = setting(
         None, UPDATE, "Step size of the policy.", above=0, unset=_by_optimizer("policy")

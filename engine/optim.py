@@ -9,7 +9,7 @@ from torch import Tensor
 
 from etpo.engine.config import Config
 from etpo.engine.learners import ALGORITHMS
-from etpo.engine.models.roles import FINAL_GAIN, SCALAR_HEAD, Role, Roles
+from etpo.engine.models.roles import SCALAR_HEAD, Role, Roles
 from etpo.engine.rates import LEARNING_RATES, LearningRates
 
 
@@ -37,9 +37,9 @@ class RoleOptimizer:
 
     Attributes:
         role: whose weights it moves.
-        parameters: them, in the role's order.
+        parameters: them, in the order of the groups.
         optimizer: with groups of its own.
-        names: of its parameters, in the order of the groups.
+        names: theirs, in the same order.
     """
 
     role: Role
@@ -52,9 +52,20 @@ class RoleOptimizer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, clip_norm: float) -> None:
-        """Take one step along the gradients, cut to a norm of at most `clip_norm`."""
-        torch.nn.utils.clip_grad_norm_(self.parameters, clip_norm)
+        """Take one step along the gradients, those of the scalar head and those of the rest cut to a norm of
+        at most `clip_norm` each: the head's are a hundred times larger, and would decide for all."""
+        for parameters in self._clipped_apart():
+            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
         self.optimizer.step()
+
+    def _clipped_apart(self) -> list[list[torch.nn.Parameter]]:
+        named = list(zip(self.names, self.parameters, strict=True))
+        head = [p for name, p in named if name.startswith(SCALAR_HEAD)]
+        return [[p for name, p in named if not name.startswith(SCALAR_HEAD)], *([head] if head else [])]
+
+    def forget(self) -> None:
+        """Forget the moments: they point far out of where the policy may go."""
+        self.optimizer.state.clear()
 
     def tensors(self) -> dict[str, Tensor]:
         """Its moments, by name, for a checkpoint."""
@@ -84,7 +95,7 @@ def rates_of(config: Config, form: str) -> tuple[str, LearningRates]:
     """The optimiser's name and step sizes: as configured, or those that suit the form of the roles."""
     name = config.optimizer
     if name == "auto":
-        name = "adamw" if form == "lora" else "sgd"
+        name = "sgd"
     policy = ALGORITHMS[config.algo].lr.get(name)
     given = {
         "policy": config.lr if config.lr is not None else policy,
@@ -109,18 +120,20 @@ def role_optimizer(roles: Roles, role: Role, name: str, lr: float, rates: Learni
         rates: those of the gain and of the scalar head.
     """
     named = roles.parameters(role)
-    gain = {name: p for name, p in named.items() if name == FINAL_GAIN}
+    gain_name, offset = roles.gain or ("", 0.0)
+    gain = {name: p for name, p in named.items() if name == gain_name}
     head = {name: p for name, p in named.items() if name.startswith(SCALAR_HEAD)}
     body = {name: p for name, p in named.items() if name not in gain and name not in head}
     groups: list[dict[str, Any]] = [{"params": list(body.values()), "lr": lr}]
     for parameter in gain.values():
         share = rates.gain
-        factor = 1.0 if share is None else share * parameter.detach().float().square().sum().item()
+        factor = 1.0 if share is None else share * (parameter.detach().float() + offset).square().sum().item()
         groups.append({"params": [parameter], "lr": lr * factor})
     if head:
         groups.append({"params": list(head.values()), "lr": rates.value})
     optimizer = make_optimizer(name, groups, lr)
-    return RoleOptimizer(role, list(named.values()), optimizer, [*body, *gain, *head])
+    ordered = body | gain | head
+    return RoleOptimizer(role, list(ordered.values()), optimizer, list(ordered))
 
 
 def make_optimizer(name: str, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:

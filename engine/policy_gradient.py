@@ -116,8 +116,9 @@ def climb(
     Returns:
         the mean loss, the KL of the update in nat a token, and the share of the step that was kept.
     """
-    step = BoundedStep(roles, fresh.batch)
     sequences, losses = fresh.batch.sequences(), []
+    roles.prepare(sequences)
+    step = BoundedStep(roles, fresh.batch)
     tokens = fresh.batch.tokens_K.to(fresh.logprob_mu.device)
     for _ in range(config.updates_per_batch):
         policy = roles.stream("policy", roles.hidden("policy", sequences))
@@ -127,6 +128,8 @@ def climb(
         optimizer.step(config.clip_norm)
         losses.append(loss.item())
     kl, share = step.shorten(config.max_kl_in_force)
+    if share < 0.1:
+        optimizer.forget()
     for action in fresh.batch.actions:
         action.hidden = None
     return sum(losses) / len(losses), kl, share

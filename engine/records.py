@@ -64,6 +64,15 @@ def summarise(run: Progress, programs: list[Record], log: UpdateLog | None) -> R
         "runnable_share": float(np.mean([p["auc_mean"] is not None for p in programs])),
         "distinct_share": len(set(run.recent)) / len(run.recent),
         "auc_best": run.best.auc_mean if run.best else None,
-        "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_mib": resident_mib(),
         **update,
     }
+
+
+def resident_mib() -> float:
+    """Memory of this process that is resident now, MiB; where the kernel does not tell, the most so far."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,5 +1,6 @@
 """One bounded step: how far an update may move the policy, measured by the exact KL on the fresh tokens."""
 
+import itertools
 import math
 
 import torch
@@ -8,6 +9,9 @@ from etpo.engine.losses import detached, stream_kl
 from etpo.engine.models.finite import check_weights
 from etpo.engine.models.roles import Roles
 from etpo.engine.replay import ActionBatch, known
+
+QUADRATIC_TRIES = 5
+SMALLEST_SHARE = 1e-6  # below it, rounding is larger than the step
 
 
 class BoundedStep:
@@ -34,8 +38,9 @@ class BoundedStep:
     def shorten(self, bound: float) -> tuple[float, float]:
         """Shorten the step until KL(π_before ‖ π_after) on the fresh tokens keeps to the bound.
 
-        The KL of a short step grows with its square, so θ ← θ₀ + √(bound/KL)·(θ − θ₀) lands near the bound;
-        after five tries the step is taken back whole.
+        The KL of a short step grows with its square, so θ ← θ₀ + √(bound/KL)·(θ − θ₀) lands near the bound.
+        Where it does not in a few tries, the step shrinks at least by half each time: it is never dropped
+        while a shorter one would do.
 
         Returns:
             the KL, mean in nat a token, and the share of the step that was kept.
@@ -45,19 +50,21 @@ class BoundedStep:
         """
         share = 1.0
         sequences = self.fresh.sequences()
-        for _ in range(5):
+        for tried in itertools.count():
+            if share < SMALLEST_SHARE:
+                break
             after = self.roles.stream("policy", self.roles.hidden("policy", sequences))
             kl = stream_kl(self._before, after).mean().item()
             if not math.isfinite(kl):
                 check_weights(self.roles.parameters("policy"), "policy")
             if kl <= bound:
                 return kl, share
-            factor = 0.95 * (bound / kl) ** 0.5 if math.isfinite(kl) else 0.0
+            factor = 0.95 * (bound / kl) ** 0.5 if math.isfinite(kl) else 0.1
+            if tried >= QUADRATIC_TRIES:
+                factor = min(factor, 0.5)
             share *= factor
             for p, start in zip(self._parameters, self._anchor, strict=True):
                 p.sub_(start).mul_(factor).add_(start)
-            if factor == 0.0:
-                break
         for p, start in zip(self._parameters, self._anchor, strict=True):
             p.copy_(start)
         return 0.0, 0.0

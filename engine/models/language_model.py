@@ -55,6 +55,7 @@ class LanguageModel(nn.Module):
         end_tokens: the tokens with which the model's own configuration ends a text.
         softcap, temperature: of the head, as `etpo.kernels.Stream` wants them.
         context: most positions that the model was made for.
+        gain: [D] by which what the final norm gives is multiplied, a role's own; None: by nothing.
     """
 
     hf: Any
@@ -66,6 +67,7 @@ class LanguageModel(nn.Module):
     def __init__(self, hf: Any) -> None:
         super().__init__()
         self.hf = hf
+        self.gain: Tensor | None = None
         config = hf.config
         self.is_lean = _is_lean(config)
         self.n_layers = config.num_hidden_layers
@@ -124,7 +126,11 @@ class LanguageModel(nn.Module):
             x = x + attn.o_proj(out.flatten(-2))
             h = _rms_norm(layer.post_attention_layernorm, x)
             x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
-        return _rms_norm(body.norm, x)
+        return self.scaled(_rms_norm(body.norm, x))
+
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """What the final norm gave, times the gain in force."""
+        return hidden if self.gain is None else hidden * self.gain.to(hidden.dtype)
 
     def forward_padded(
         self, tokens_BT: Tensor, is_token_BT: Tensor, cache: object = None

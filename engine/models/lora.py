@@ -15,10 +15,16 @@ from torch import Tensor, nn
 
 
 class ActiveRole:
-    """Which adapter the next forward uses; shared by all layers of one base."""
+    """Which adapter the next forward uses; shared by all layers of one base.
+
+    Attributes:
+        name: of the role; None for the base.
+        looks: True while the layers point their adapters at what they read (`RoleLinear.point_at`).
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.looks = False
 
 
 class RoleLinear(nn.Module):
@@ -44,11 +50,46 @@ class RoleLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.weight, self.bias)
+        if self._active.looks:
+            self.point_at(x.flatten(0, -2))
         role = self._active.name
         if role is None:
             return y
         a, b = self.lora_a[role].to(x.dtype), self.lora_b[role].to(x.dtype)
         return y + self.scale * F.linear(F.linear(x, a), b)
+
+    @torch.no_grad()
+    def point_at(self, x_ND: Tensor) -> None:
+        """Turn every role's A to the directions in which the inputs x [N, in] are largest.
+
+        The rows of A become the r leading right singular vectors of x, divided by s, for all roles alike. A
+        gradient of W is a sum of δ·xᵀ: it lies where inputs are, and a step of B along it is then the step
+        of W itself, as far as r directions hold it. Source: EVA, Paischer 2024, arXiv:2410.07170.
+        """
+        some_a = next(iter(self.lora_a.values()))
+        every = -(-len(x_ND) // MOST_INPUTS)
+        x = x_ND[::every].double()
+        basis_rD = leading_directions(x, some_a)
+        for a in self.lora_a.values():
+            a.copy_(basis_rD / self.scale)
+
+
+MOST_INPUTS = 1024
+
+
+def leading_directions(x_ND: Tensor, fill_rD: Tensor) -> Tensor:
+    """The r leading right singular vectors of x [N, D] as rows [r, D] float64, orthonormal.
+
+    Where x has fewer than r directions, those of `fill` [r, D] make up the rest.
+    """
+    small = x_ND.T @ x_ND if len(x_ND) > x_ND.shape[1] else x_ND @ x_ND.T
+    energy, vectors = torch.linalg.eigh(small)
+    kept = energy > 1e-10 * energy[-1].clamp_min(1e-300)
+    leading = vectors[:, kept].flip(1)[:, : len(fill_rD)]
+    if len(x_ND) <= x_ND.shape[1]:
+        leading = x_ND.T @ leading
+    basis: Tensor = torch.linalg.qr(torch.cat((leading, fill_rD.double().T), dim=1))[0]
+    return basis[:, : len(fill_rD)].T
 
 
 def add_adapters(model: nn.Module, head: nn.Module, roles: list[str], rank: int) -> ActiveRole:
@@ -77,10 +118,16 @@ def adapter_layers(model: nn.Module) -> dict[str, RoleLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, RoleLinear)}
 
 
-def save_adapter(model: nn.Module, role: str, rank: int, base_name: str, folder: Path) -> None:
-    """Write one role's adapter in PEFT's format: adapter_config.json and adapter_model.safetensors."""
+def save_adapter(
+    model: nn.Module, role: str, rank: int, base_name: str, folder: Path, whole: dict[str, Tensor]
+) -> None:
+    """Write one role's adapter in PEFT's format: adapter_config.json and adapter_model.safetensors.
+
+    Args:
+        whole: path in the model -> tensor, of what the role has in a form of its own (`modules_to_save`).
+    """
     layers = adapter_layers(model)
-    tensors = {}
+    tensors = {f"base_model.model.{name}": x.detach().cpu().contiguous() for name, x in whole.items()}
     for name, layer in layers.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = layer.lora_a[role].detach().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = layer.lora_b[role].detach().cpu().contiguous()
@@ -96,6 +143,7 @@ def save_adapter(model: nn.Module, role: str, rank: int, base_name: str, folder:
         "bias": "none",
         "inference_mode": True,
         "target_modules": sorted({name.rsplit(".", 1)[-1] for name in layers}),
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}) or None,
     }
     (folder / "adapter_config.json").write_text(json.dumps(adapter, indent=2) + "\n", encoding="utf-8")
 

@@ -13,6 +13,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from etpo.engine.models.final_norm import final_norm
 from etpo.engine.models.language_model import LanguageModel
 from etpo.engine.models.lora import ActiveRole, adapter_layers, add_adapters, merge_adapter, save_adapter
 from etpo.engine.models.sequences import Sequences
@@ -22,14 +23,19 @@ Role = Literal["policy", "critic", "target", "reference"]
 MOVING: tuple[Role, ...] = ("policy", "critic", "target")
 TRAINED: tuple[Role, Role] = ("policy", "critic")
 SCALAR_HEAD = "scalar_head."
-# The gain of the norm before the LM head, where a model has one of this name (the Llama family has).
-FINAL_GAIN = "model.norm.weight"
+# Of adapters: what the final norm's gain is multiplied by, a role's own.
+GAIN = "final_gain"
 
 
 class Roles(Protocol):
-    """What the learner asks of its models; `form` is `full` (weights of their own) or `lora`."""
+    """What the learner asks of its models; `form` is `full` (weights of their own) or `lora`.
+
+    `gain` names the parameter that scales the last hidden states, and how much more than it the gain is (0,
+    or 1 in Gemma's norms); None where there is none.
+    """
 
     form: str
+    gain: tuple[str, float] | None
 
     def hidden(self, role: Role, sequences: Sequences) -> Tensor:
         """Last hidden states [K, D] of the suffix tokens."""
@@ -41,6 +47,10 @@ class Roles(Protocol):
 
     def value(self, role: Role, hidden: Tensor) -> Tensor:
         """The scalar head v(x) [K] of critic or target, float32."""
+        ...
+
+    def prepare(self, sequences: Sequences) -> None:
+        """Before the first update, with its sequences: choose where weights can move."""
         ...
 
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
@@ -94,6 +104,8 @@ class FullRoles:
         model.requires_grad_(False)
         for role in moves:
             self.models[role].requires_grad_(role in TRAINED)
+        norm = final_norm(model.hf, model.hidden_size)
+        self.gain = None if norm is None else (f"{norm.name}.weight", norm.offset)
         self._scalar = _ScalarHeads(model, moves)
 
     def hidden(self, role: Role, sequences: Sequences) -> Tensor:
@@ -104,6 +116,9 @@ class FullRoles:
 
     def value(self, role: Role, hidden: Tensor) -> Tensor:
         return self._scalar.value(role, hidden)
+
+    def prepare(self, sequences: Sequences) -> None:
+        """All weights move; there is nothing to choose."""
 
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
         own = dict(self.models[role].hf.named_parameters()) if role in self.moves else {}
@@ -140,6 +155,15 @@ class LoraRoles:
 
     def __init__(self, model: LanguageModel, rank: int, moves: tuple[Role, ...] = MOVING) -> None:
         self.model, self.rank, self.moves = model, rank, moves
+        self._norm = final_norm(model.hf, model.hidden_size)
+        self._gains: dict[Role, nn.Parameter] = {}
+        self.gain: tuple[str, float] | None = None
+        if self._norm is not None:
+            self.gain = GAIN, 0.0
+            ones = torch.ones(model.hidden_size, device=model.device)
+            self._gains = {role: nn.Parameter(ones.clone(), role in TRAINED) for role in moves}
+            # For transformers' own forward; the lean one multiplies by itself.
+            self._hook = self._norm.module.register_forward_hook(lambda *call: model.scaled(call[-1]))
         head = model.hf.get_output_embeddings()
         self._active: ActiveRole = add_adapters(model.hf, head, list(moves), rank)
         self._layers = adapter_layers(model.hf)
@@ -159,6 +183,16 @@ class LoraRoles:
     def value(self, role: Role, hidden: Tensor) -> Tensor:
         return self._scalar.value(role, hidden)
 
+    @torch.no_grad()
+    def prepare(self, sequences: Sequences) -> None:
+        """Point the adapters at what their layers read of these sequences; not once any has moved."""
+        if not any(b.any() for layer in self._layers.values() for b in layer.lora_b.values()):
+            self._active.looks = True
+            try:
+                self.hidden("reference", sequences)
+            finally:
+                self._active.looks = False
+
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
         if role not in self.moves:
             return {}
@@ -166,30 +200,39 @@ class LoraRoles:
         for name, layer in self._layers.items():
             own[f"{name}.lora_A.weight"] = layer.lora_a[role]
             own[f"{name}.lora_B.weight"] = layer.lora_b[role]
+        if role in self._gains:
+            own[GAIN] = self._gains[role]
         return own | self._scalar.parameters(role)
 
     @contextmanager
     def acting(self, role: Role) -> Iterator[LanguageModel]:
         """The base with the role's adapter in force."""
-        before = self._active.name
+        before = self._active.name, self.model.gain
         try:
             yield self.hand_over(role)
         finally:
-            self._active.name = before
+            self._active.name, self.model.gain = before
 
     def hand_over(self, role: Role) -> LanguageModel:
         """The base with the role's adapter in force, not only for a while: for who keeps the model."""
         self._active.name = role if role in self.moves else None
+        self.model.gain = self._gains.get(role)
         return self.model
 
     def save(self, role: Role, folder: Path, base_name: str) -> None:
         """Write the role's adapter in PEFT's format."""
-        save_adapter(self.model.hf, role, self.rank, base_name, folder)
+        norms = self._norm.scaled(self._gains[role].detach()) if self._norm is not None else {}
+        save_adapter(self.model.hf, role, self.rank, base_name, folder, norms)
 
     def merged(self, role: Role) -> nn.Module:
         """The role as one plain Hugging Face model; this object is used up."""
-        merge_adapter(self.model.hf, role)
         model: nn.Module = self.model.hf
+        merge_adapter(model, role)
+        if self._norm is not None:
+            self._hook.remove()
+            for name, tensor in self._norm.scaled(self._gains[role].detach()).items():
+                model.get_parameter(name).data.copy_(tensor)
+            self._gains, self.model.gain = {}, None
         return model
 
 

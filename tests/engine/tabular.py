@@ -18,6 +18,7 @@ class TabularRoles:
     """
 
     form = "full"
+    gain = None
 
     def __init__(self, mdp: WordMDP) -> None:
         self.words = mdp.words
@@ -31,6 +32,9 @@ class TabularRoles:
             role: nn.Parameter(torch.zeros(self.n_states), requires_grad=role == "critic")
             for role in ("critic", "target")
         }
+
+    def prepare(self, sequences: Sequences) -> None:
+        """Nothing to choose."""
 
     def hidden(self, role: Role, sequences: Sequences) -> Tensor:
         ids = []

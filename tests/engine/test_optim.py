@@ -5,7 +5,7 @@ import torch
 
 from etpo.engine.config import Config
 from etpo.engine.models.language_model import load_language_model
-from etpo.engine.models.roles import FINAL_GAIN, FullRoles, LoraRoles
+from etpo.engine.models.roles import FullRoles, LoraRoles
 from etpo.engine.optim import optimizers_of
 from etpo.engine.rates import LEARNING_RATES
 
@@ -31,7 +31,7 @@ def test_the_gains_step_is_a_share_of_its_squared_norm():
     rates = LEARNING_RATES["sgd"]
     roles = roles_of("full")
     policy, _ = optimizers_of(roles, Config(lr=0.25))
-    gain = roles.parameters("policy")[FINAL_GAIN]
+    gain = roles.parameters("policy")[roles.gain[0]]
     (group,) = [g for g in policy.optimizer.param_groups if g["params"][0] is gain]
     assert len(group["params"]) == 1
     assert group["lr"] == pytest.approx(0.25 * rates.gain * gain.detach().square().sum().item())
@@ -43,7 +43,7 @@ def test_a_step_of_the_gain_moves_the_logarithm_of_all_logits_alike_in_every_mod
     moves = []
     for factor in (1.0, 2.0):
         roles = roles_of("full")
-        gain = roles.parameters("policy")[FINAL_GAIN]
+        gain = roles.parameters("policy")[roles.gain[0]]
         with torch.no_grad():
             gain.mul_(factor)
         policy, _ = optimizers_of(roles, Config(algo="etpo-q"))
@@ -57,8 +57,24 @@ def test_a_step_of_the_gain_moves_the_logarithm_of_all_logits_alike_in_every_mod
     assert moves[0] == pytest.approx(-rates.policy * rates.gain * 0.01, rel=1e-2)
 
 
-def test_adapters_and_adam_have_no_group_for_the_gain():
-    adapters, _ = optimizers_of(roles_of("lora"), Config())
-    assert len(adapters.optimizer.param_groups) == 1
+def test_head_and_body_are_clipped_apart():
+    """The scalar head's gradient is a hundred times the body's: one norm would cut the body to nothing."""
+    roles = roles_of("full")
+    _, critic = optimizers_of(roles, Config(algo="etpo-q"))
+    before = {name: p.detach().clone() for name, p in roles.parameters("critic").items()}
+    for name, p in roles.parameters("critic").items():
+        p.grad = torch.full_like(p, 100.0 if name.startswith("scalar_head") else 1e-4)
+    body = [p for name, p in roles.parameters("critic").items() if not name.startswith("scalar_head")]
+    assert torch.nn.utils.get_total_norm([p.grad for p in body]) < 1.0
+    critic.step(clip_norm=1.0)
+    rate = LEARNING_RATES["sgd"]
+    name = "model.layers.0.mlp.up_proj.weight"
+    moved = before[name] - roles.parameters("critic")[name]
+    torch.testing.assert_close(moved, torch.full_like(moved, rate.critic * 1e-4), rtol=1e-2, atol=1e-7)
+    head = [p.grad for name, p in roles.parameters("critic").items() if name.startswith("scalar_head")]
+    assert torch.nn.utils.get_total_norm(head).item() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_adam_has_no_group_for_the_gain():
     adam, _ = optimizers_of(roles_of("full"), Config(optimizer="adamw"))
     assert {group["lr"] for group in adam.optimizer.param_groups} == {LEARNING_RATES["adamw"].policy}
