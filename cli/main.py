@@ -30,20 +30,23 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (
-    train,
-    report,
-    watch,
-    compare_command,
-    evaluate,
-    sample,
-    score,
-    serve_sandbox,
-    export,
-    perplexity,
-    bench,
-    data,
-    doctor,
-    pretrain,
-):
+# Each with its line in the list of commands, short enough for 80 columns.
+COMMANDS: dict[click.Command, str] = {
+    train: "Train a language model by running its programs.",
+    report: "Write the page of a run, or one that compares several.",
+    watch: "Serve the page of a run, live while it trains.",
+    compare_command: "Compare algorithms over data sets and seeds.",
+    evaluate: "Score fresh programs of a trained run.",
+    sample: "Print programs of a trained run or of a model.",
+    score: "Run one program, and print its reward.",
+    serve_sandbox: "Run programs that other machines send.",
+    export: "Write a run's model to a folder of its own.",
+    perplexity: "See whether language modelling was kept.",
+    bench: "Measure learning, kernels, sandbox on this machine.",
+    data: "List, fetch and check data sets.",
+    doctor: "Print versions, devices and the sandbox's layers.",
+    pretrain: "Make the bundled model again, from a seed.",
+}
+for command, summary in COMMANDS.items():
+    command.short_help = summary
     main.add_command(command)

@@ -37,9 +37,27 @@ def pretrain(out: Path, seed: int, tokens: int, minutes: float | None, threads: 
     from etpo.engine.pretrain.train import pretrain as run
 
     numbers = run(out, seed=seed, minutes=minutes, tokens=tokens, threads=threads, progress=Teller())
-    for name, value in numbers.items():
-        click.echo(f"{name:<24}{value:,.4g}" if isinstance(value, float) else f"{name:<24}{value:,}")
+    for line in lines_of(numbers):
+        click.echo(line)
     click.echo(f"Wrote {out}; train it with: etpo train --model {out}")
+
+
+def lines_of(numbers: dict[str, Any], inside: str = "") -> list[str]:
+    """A line for each number; those of a dictionary stand under its name."""
+    lines = []
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            lines += lines_of(value, f"{inside}{name} ")
+        else:
+            text = (
+                f"{value:,.4g}"
+                if isinstance(value, float)
+                else f"{value:,}"
+                if isinstance(value, int)
+                else value
+            )
+            lines.append(f"{inside + str(name):<32}{text}")
+    return lines
 
 
 class Teller:

@@ -11,6 +11,7 @@ from etpo.cli.options import GroupedCommand, config_options
 from etpo.cli.progress import progress_view
 from etpo.engine.callbacks import Callbacks, observed
 from etpo.engine.config import Config, resolve
+from etpo.engine.interrupt import stoppable
 from etpo.engine.loggers import loggers_of
 from etpo.engine.opening import RESUMABLE, open_folder, placed
 from etpo.engine.options import flag
@@ -46,7 +47,14 @@ def train(ctx: click.Context, /, config_file: Path | None, resume: Path | None, 
     """
     given = {k: v for k, v in values.items() if ctx.get_parameter_source(k) is not ParameterSource.DEFAULT}
     config = _resumed(resume, given, config_file) if resume else placed(resolve(given, config_file))
-    with open_folder(config, resume=resume is not None) as folder:
+    if "env" in given and "dataset" in given:
+        raise click.UsageError(
+            f"--dataset {config.dataset}: expected no data set beside --env {config.env}, which takes its "
+            "place; leave one of them out"
+        )
+    with stoppable(), open_folder(config, resume=resume is not None) as folder:
+        if resume:
+            click.echo(f"Goes on from program {_last_checkpoint(folder)}.")
         try:
             outcome = _run(config, folder, resumed=resume is not None)
         except KeyboardInterrupt:
@@ -67,6 +75,12 @@ def _resumed(path: Path, given: dict[str, Any], config_file: Path | None) -> Con
             "the run's config.toml"
         )
     return resolve(given | {"out": str(path)}, RunFolder.existing(path).config_file)
+
+
+def _last_checkpoint(folder: RunFolder) -> int:
+    """The step of the newest checkpoint by its name, 0 where there is none."""
+    steps = [int(path.name.rpartition("-")[2]) for path in folder.checkpoints.glob("step-*[0-9]")]
+    return max(steps, default=0)
 
 
 def _run(config: Config, folder: RunFolder, *, resumed: bool) -> "Outcome":
@@ -90,7 +104,7 @@ def _run(config: Config, folder: RunFolder, *, resumed: bool) -> "Outcome":
 
 def _tell(folder: RunFolder, outcome: "Outcome | None") -> None:
     from etpo.engine.report.page import write_report
-    from etpo.engine.report.summary import learned
+    from etpo.engine.report.summary import learned, warnings
 
     for note in outcome.notes if outcome else ():
         click.echo(f"Passed over a damaged checkpoint: {note}", err=True)
@@ -115,6 +129,8 @@ def _tell(folder: RunFolder, outcome: "Outcome | None") -> None:
         sent, written = spent["prompt_tokens"], spent["completion_tokens"]
         click.echo(f"  The API counted {sent:,} tokens sent and {written:,} written: "
                    f"{spent['cost_usd']:.2f} US dollars at the prices given.")  # fmt: skip
+    for warning in warnings(told):
+        click.echo(f"Warning: {warning}", err=True)
     click.echo(f"Report: {report}")
 
 

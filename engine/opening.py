@@ -12,7 +12,7 @@ from pathlib import Path
 
 from etpo.engine.config import OPTIONS, Config, to_toml
 from etpo.engine.machine import origin
-from etpo.engine.run_folder import RunFolder, RunFolderError, default_out, write_atomically
+from etpo.engine.run_folder import RunFolder, RunFolderError, default_out, read_records, write_atomically
 
 # What may change when a run goes on: how far and where it goes, not what it is.
 RESUMABLE = tuple(name for name, one in OPTIONS.items() if one.option.resumable)
@@ -38,6 +38,8 @@ def open_folder(config: Config, *, resume: bool = False) -> Iterator[RunFolder]:
     assert config.out is not None
     path = Path(config.out)
     folder = RunFolder.existing(path) if resume else RunFolder(path)
+    if resume:
+        check_steps(config, folder)
     check_data(config)
     check_model(config, folder)
     if not resume:
@@ -88,6 +90,7 @@ def check_model(config: Config, folder: RunFolder) -> None:
 
     Raises:
         ModelError: a model folder without a tokenizer.
+        HubError: a model of the hub that cannot be had.
         ValueError: what `config.agent` says cannot be.
     """
     if config.agent is not None:
@@ -97,12 +100,30 @@ def check_model(config: Config, folder: RunFolder) -> None:
         return
     path = Path(config.model).expanduser()
     is_held = folder.reference.is_dir()
+    if not is_held:
+        from etpo.engine.models.hub import check_hub
+
+        check_hub(config.model)
     if not is_held and path.is_dir() and not any((path / file).is_file() for file in TOKENIZER_FILES):
         from etpo.engine.models.language_model import ModelError
 
         raise ModelError(
             f"--model {config.model}: expected a tokenizer (tokenizer.json) beside the weights, got a folder "
             "without one; save it there with tokenizer.save_pretrained"
+        )
+
+
+def check_steps(config: Config, folder: RunFolder) -> None:
+    """A run that goes on must have something left to do.
+
+    Raises:
+        ValueError: it has executed more programs than `config.steps` already.
+    """
+    done = [record["step"] for record in read_records(folder.metrics_file)[-1:]]
+    if done and done[0] > config.steps:
+        raise ValueError(
+            f"--steps: expected at least {done[0]}, as many programs as this run has executed, got "
+            f"{config.steps}; give more to go on, or none to write its page anew"
         )
 
 

@@ -68,7 +68,8 @@ def tiny_folder(tmp_path_factory) -> Path:
 SLOW = (
     "kernels/interpreted/", "kernels/test_memory.py", "bench/", "envs/sandbox/", "envs/program_repair/",
     "envs/test_reference_pipelines.py", "envs/test_scoring.py", "envs/datasets/test_fetch.py",
-    "engine/pretrain/", "engine/learners/test_grid.py::test_the_update_reaches_the_optimum",
+    "engine/pretrain/", "engine/report/test_browser.py",
+    "engine/learners/test_grid.py::test_the_update_reaches_the_optimum",
     "engine/test_resume.py::test_killed_at_random_moments",
 )  # fmt: skip
 

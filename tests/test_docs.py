@@ -75,6 +75,7 @@ def test_the_guide_has_a_line_for_every_room() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("page", "number", "text"), [
     pytest.param(*block, id=f"{block[0]}-{block[1]}") for block in python_blocks()
 ])  # fmt: skip
@@ -82,7 +83,7 @@ def test_python_of_a_page_runs_as_written(page: str, number: int, text: str, tmp
     file = tmp_path / NAMED.get(page, ["block.py"] * 9)[number]
     file.write_text(text, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, file.name], cwd=tmp_path, capture_output=True, text=True, timeout=280
+        [sys.executable, file.name], cwd=tmp_path, capture_output=True, text=True, timeout=580
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -78,6 +78,34 @@ def test_the_wheel_trains_and_reports_away_from_the_checkout(wheel: Path, tmp_pa
     assert run(command.format(["report", "run"]), tmp_path, wheel) == "Report: run/report.html\n"
 
 
+@pytest.mark.slow
+def test_the_kernels_need_nothing_but_torch(wheel: Path, tmp_path: Path) -> None:
+    code = """
+class Block:
+    def find_spec(self, name, *_):
+        if name.split('.')[0] in NAMES:
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Block())
+import torch
+from etpo.kernels import linear_kl
+from etpo.kernels.causal_lm import stream_of
+print('ok')
+"""
+    others = [
+        "transformers",
+        "sklearn",
+        "pandas",
+        "click",
+        "gymnasium",
+        "scipy",
+        "rich",
+        "jinja2",
+        "pygments",
+    ]
+    assert run(f"NAMES = {others}\n{code}", tmp_path, wheel) == "ok\n"
+
+
 def test_the_checkout_is_importable_from_inside_without_an_installation() -> None:
     told = run("import etpo.kernels, etpo.envs.words; print(etpo.__version__)", ROOT, ROOT)
     assert told.strip()

@@ -267,7 +267,7 @@ def _figure(
         if not steps:
             continue
         found = [interval_of([one[step] for one in of_seeds]) for step in steps]
-        bounds = (0.0, 1.0) if unit == "%" else (-math.inf, math.inf)
+        bounds = {"%": (0.0, 1.0), "nat a token": (0.0, math.inf)}.get(unit, (-math.inf, math.inf))
         band = [
             (max(bounds[0], f.low), min(bounds[1], f.high))
             for f in found if f.low is not None and f.high is not None

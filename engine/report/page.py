@@ -19,7 +19,7 @@ from etpo.engine.report.charts import SMOOTHED_OVER, Series, line_chart, stacked
 from etpo.engine.report.episodes import best_programs, chains
 from etpo.engine.report.errors import NAMED, OTHER, OUTCOMES, kind_of, kinds, shares_over_time
 from etpo.engine.report.highlight import family
-from etpo.engine.report.summary import Learned, Program, Window, duration, learned
+from etpo.engine.report.summary import Learned, Program, Window, duration, learned, warnings
 from etpo.engine.run_folder import RunFolder, read_records, write_atomically
 
 BINS = 10
@@ -113,6 +113,7 @@ def run_page(folder: RunFolder, live: str = "") -> str:
         "title": f"{run.config.algo} on {run.data_name}",
         "facts": _facts(run),
         "stopped": _stopped(run, folder, live),
+        "warnings": warnings(run),
         "verdict": _verdict(run),
         "before": _before(run),
         "curves": _curves(run),

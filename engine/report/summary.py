@@ -11,6 +11,9 @@ from etpo.engine.run_folder import RunFolder, read_records
 
 WINDOW = 100
 SYNTHETIC = ":synthetic"
+FAR = 1.0  # nat a token from the reference; runs that learn well stay below a half
+RUNAWAY = 2.0  # a mean value by the largest return that there can be
+REPEATS = 0.25  # share of different programs
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,32 @@ def window(programs: Iterable[Program]) -> Window:
         auc_best=max(aucs, default=None),
         distinct_share=len({p.text for p in programs}) / n,
     )
+
+
+def warnings(run: Learned) -> list[str]:
+    """What says that a run went wrong, a sentence each: it ran away, its values did, or it repeats itself."""
+    last, config = run.metrics[-1], run.config
+    told = []
+    kl = last.get("kl_ref")
+    if kl is not None and kl > FAR:
+        told.append(
+            f"The policy stands {kl:.1f} nat a token from the model that it started as, so far that it may "
+            "have lost its language: read its programs. A larger --beta, or a smaller --max-kl-update, holds "
+            "it nearer."
+        )
+    most = max(abs(p.reward) for p in run.programs) * config.max_episode_steps
+    value = max((abs(last[key]) for key in ("q_mean", "v_mean") if last.get(key) is not None), default=0.0)
+    if value > RUNAWAY * max(most, 1e-9):
+        told.append(
+            f"Values have run away: their mean is {value:.3g}, where no return of an episode can exceed "
+            f"{most:.3g}. What was learned since then is no guide; try a smaller --lr."
+        )
+    if len(run.programs) >= WINDOW and run.last.distinct_share < REPEATS < run.first.distinct_share:
+        told.append(
+            f"The policy repeats itself: of its last {run.last.n} programs {run.last.distinct_share:.0%} are "
+            f"different. A larger --beta keeps it more open."
+        )
+    return told
 
 
 def duration(seconds: float) -> str:

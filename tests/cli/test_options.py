@@ -47,3 +47,9 @@ def test_every_algorithm_is_there_and_is_a_learner(algo: str) -> None:
     found = learner_class(algo)
     assert set(found.moves) <= {"policy", "critic", "target"}
     assert found.acts == ("policy" if "policy" in found.moves else "reference")
+
+
+def test_no_summary_of_a_command_is_cut_at_80_columns(cli) -> None:
+    lines = cli("--help").output.split("Commands:")[1].strip().splitlines()
+    assert len(lines) > 10
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)

@@ -6,12 +6,15 @@ import fcntl
 import importlib
 import json
 import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import click
 import pytest
 
+from etpo.cli.pretrain import lines_of
 from etpo.cli.progress import Clock, PlainLines, figures
 from etpo.cli.train import train as command
 from etpo.engine.config import Config
@@ -68,6 +71,62 @@ def test_resume_goes_on_and_rewrites_the_configuration(cli, tmp_path: Path, quic
     assert result.exit_code == 0, result.output
     assert [p["step"] for p in read(out / "programs.jsonl")] == list(range(1, 33))
     assert tomllib.loads((out / "config.toml").read_text())["steps"] == 32
+
+
+def test_resume_with_less_than_was_done_is_refused_and_changes_nothing(cli, tmp_path: Path, quick) -> None:
+    out = tmp_path / "run"
+    assert cli("train", *quick, "--steps", "32", "--out", out).exit_code == 0
+    before = (out / "config.toml").read_text()
+    result = cli("train", "--resume", out, "--steps", "20")
+    assert result.exit_code == 2
+    assert "--steps: expected at least 32" in result.stderr
+    assert (out / "config.toml").read_text() == before
+
+
+def test_resume_says_where_it_goes_on(cli, tmp_path: Path, quick: list[str]) -> None:
+    out = tmp_path / "run"
+    assert cli("train", *quick, "--steps", "16", "--out", out).exit_code == 0
+    assert "Goes on from program 16." in cli("train", "--resume", out, "--steps", "32").stdout
+
+
+def test_a_data_set_beside_an_environment_is_refused(cli, tmp_path: Path, quick: list[str]) -> None:
+    result = cli("train", *quick, "--dataset", "wine", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "leave one of them out" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_the_hub_without_a_network_is_said_at_once(cli, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = cli("train", "--model", "nobody/none", "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "HF_HUB_OFFLINE is set" in result.stderr
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    result = cli("train", "--model", "nobody/none", "--out", tmp_path / "run")
+    assert "expected the Hugging Face hub to answer, got ConnectionError" in result.stderr
+    assert "--model FOLDER" in result.stderr
+
+
+def test_threads_do_not_spin() -> None:
+    code = "import etpo.cli.main, os; print(os.environ['OMP_WAIT_POLICY'])"
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "PASSIVE\n"
+
+
+def test_the_numbers_of_pretraining_are_told_also_where_they_are_nested() -> None:
+    lines = lines_of(
+        {"tokens": 30000, "loss": 1.23456, "programs": {"run": 0.5, "by": {"n": 3}}, "seed": "x"}
+    )
+    assert [line.split() for line in lines] == [
+        ["tokens", "30,000"], ["loss", "1.235"], ["programs", "run", "0.5"], ["programs", "by", "n", "3"],
+        ["seed", "x"],
+    ]  # fmt: skip
 
 
 def test_a_run_that_is_written_to_is_not_resumed_by_another(cli, tmp_path: Path, quick: list[str]) -> None:

@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from etpo.engine.interrupt import interruptible
+from etpo.engine.interrupt import interruptible, stoppable
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_noted_and_the_second_stops(number) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_is_noted_and_answered_and_the_second_stops(number, capfd) -> None:
     before = signal.getsignal(number)
     with interruptible() as interrupted:
         assert not interrupted()
@@ -18,6 +18,15 @@ def test_the_first_signal_is_noted_and_the_second_stops(number) -> None:
         assert interrupted()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+    assert "once more stops at once" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_while_a_run_is_opened_other_signals_are_as_ctrl_c(number) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
 
 

@@ -20,7 +20,7 @@ from etpo.engine.report.episodes import best_programs, chains
 from etpo.engine.report.errors import shares_over_time
 from etpo.engine.report.highlight import python
 from etpo.engine.report.page import write_report
-from etpo.engine.report.summary import Program, duration, learned
+from etpo.engine.report.summary import Program, duration, learned, warnings
 from etpo.engine.run_folder import RunFolder
 
 NASTY = "    # </code><script>alert('x')</script> & more\n    return model\n"
@@ -278,6 +278,29 @@ def test_many_points_become_means_and_the_running_mean_does_not_lag() -> None:
     line = [(float(i), float(i)) for i in range(9)]
     assert running_mean(line) == line
     assert running_mean([(float(i), float(i % 2)) for i in range(9)])[4] == (4.0, 4 / 7)
+
+
+@pytest.mark.parametrize(("last", "said"), [
+    ({"kl_ref": 2.12}, "2.1 nat a token"),
+    ({"q_mean": 13.99}, "their mean is 14, where no return of an episode can exceed 2.5."),
+    ({}, None),
+])  # fmt: skip
+def test_a_run_that_went_wrong_is_told(tmp_path: Path, last: dict[str, float], said: str | None) -> None:
+    """2.12 and 13.99 are those of a run of the guide's own environment with a former default."""
+    folder = folder_of(tmp_path, [program(i + 1, 0.5, text=f"{i}") for i in range(40)], steps=40)
+    lines = folder.metrics_file.read_text().splitlines()
+    folder.metrics_file.write_text("\n".join([*lines[:-1], json.dumps(json.loads(lines[-1]) | last)]) + "\n")
+    found = warnings(learned(folder))
+    assert [said in one for one in found] == [True] if said else found == []
+    if said:
+        assert said in "".join(page_of(folder)[1].text)
+
+
+def test_a_policy_that_repeats_itself_is_told(tmp_path: Path) -> None:
+    programs = [program(i + 1, 0.5, text=f"{i}" if i < 150 else "same") for i in range(250)]
+    assert [
+        "repeats itself" in one for one in warnings(learned(folder_of(tmp_path, programs, steps=250)))
+    ] == [True]
 
 
 def test_durations() -> None:
