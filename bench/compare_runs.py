@@ -82,9 +82,13 @@ class Runs:
 
     def config(self, case: Case) -> Config:
         """The complete configuration of a run. Raises ValueError for a value that no option takes."""
+        return placed(resolve(self.options(case) | {"steps": case.steps}), self.path(case))
+
+    def options(self, case: Case) -> dict[str, Any]:
+        """What a run is given but its length and folder; an environment takes a data set's place."""
         own = dict(self.common) | dict(case.variant.settings)
-        own |= {"dataset": case.dataset, "steps": case.steps, "seed": case.seed, "algo": case.variant.algo}
-        return placed(resolve(own), self.path(case))
+        own |= {} if "env" in own else {"dataset": case.dataset}
+        return own | {"seed": case.seed, "algo": case.variant.algo}
 
     def make(self, cases: Sequence[Case], tell: Tell, done: Callable[[Case], str]) -> dict[Case, str]:
         """Make all runs that are not finished, `jobs` at a time, in the order of `cases`.
@@ -170,9 +174,7 @@ class Runs:
             return ["train", "--resume", str(path), *steps]
         if path.exists():
             _put_aside(path)
-        own = tuple((dict(self.common) | dict(case.variant.settings)).items())
-        what = ["--dataset", case.dataset, "--algo", case.variant.algo, "--seed", str(case.seed)]
-        return ["train", *what, *steps, "--out", str(path), *words_of(own)]
+        return ["train", *words_of(tuple(self.options(case).items())), *steps, "--out", str(path)]
 
 
 def usage_of(records: list[dict[str, Any]], steps: int) -> Usage:
