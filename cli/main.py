@@ -15,6 +15,7 @@ from etpo.cli.pretrain import pretrain
 from etpo.cli.report import report, watch
 from etpo.cli.sample import sample
 from etpo.cli.score import score
+from etpo.cli.serve_sandbox import serve_sandbox
 from etpo.cli.train import train
 
 
@@ -38,6 +39,7 @@ COMMANDS: dict[click.Command, str] = {
     evaluate: "Score fresh programs of a trained run.",
     sample: "Print programs of a trained run or of a model.",
     score: "Run one program, and print its reward.",
+    serve_sandbox: "Run programs that other machines send.",
     export: "Write a run's model to a folder of its own.",
     perplexity: "See whether language modelling was kept.",
     bench: "Measure learning, kernels, sandbox on this machine.",

@@ -1,5 +1,6 @@
 """`etpo score`: one program's reward."""
 
+import contextlib
 import json
 import tokenize
 from pathlib import Path
@@ -23,6 +24,8 @@ from etpo.cli.errors import Failed
               help="strict refuses to run with fewer than all protections (see `etpo doctor`).")  # fmt: skip
 @click.option("--audit", is_flag=True,
               help="Audit the program, too: does it know labels that it was not given?")  # fmt: skip
+@click.option("--runner", default="local", show_default=True,
+              help="local, or machines with `etpo serve-sandbox`: http://HOST:PORT,…")  # fmt: skip
 def score(
     program: Path,
     dataset: str,
@@ -31,6 +34,7 @@ def score(
     timeout_s: float,
     sandbox: str,
     audit: bool,
+    runner: str,
 ) -> None:
     """Run PROGRAM in the sandbox and print its reward as one JSON object.
 
@@ -51,10 +55,10 @@ def score(
 
     data = load_dataset(dataset, target, protocol)
 
-    from etpo.envs.sandbox import Sandbox
+    from etpo.envs.remote import open_runner
     from etpo.envs.scoring import Scorer
 
-    with Sandbox(sandbox, timeout_s) as box:
+    with contextlib.closing(open_runner(runner, sandbox, timeout_s)) as box:
         result = Scorer(data, box, audit_share=float(audit)).score(source)
     record = {
         "reward": result.reward, "outcome": result.outcome, "auc_mean": result.auc_mean,

@@ -13,7 +13,7 @@ from etpo.engine.losses import logprob_and_entropy
 from etpo.engine.models.roles import Role, Roles
 from etpo.engine.optim import RoleOptimizer, policy_optimizer
 from etpo.engine.replay import Action, ActionBatch, collate
-from etpo.engine.step import BoundedStep
+from etpo.engine.step import OVERSHOT, BoundedStep
 from etpo.kernels import Stream
 
 
@@ -128,7 +128,7 @@ def climb(
         optimizer.step(config.clip_norm)
         losses.append(loss.item())
     kl, share = step.shorten(config.max_kl_in_force)
-    if share < 0.1:
+    if share < OVERSHOT:
         optimizer.forget()
     for action in fresh.batch.actions:
         action.hidden = None

@@ -11,6 +11,7 @@ from etpo.engine.models.roles import Roles
 from etpo.engine.replay import ActionBatch, known
 
 QUADRATIC_TRIES = 5
+OVERSHOT = 0.1  # of a step shortened to less than this, the momentum points far out of where it may go
 SMALLEST_SHARE = 1e-6  # below it, rounding is larger than the step
 
 

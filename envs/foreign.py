@@ -1,7 +1,7 @@
 """Other people's environments, by their shape: whatever is reset and stepped with text learns here.
 
-`gem:ID`, `reasoning-gym:TASK` and `textarena:ID` are made by those packages (`pip install 'etpo[envs]'`). Any
-other object is taken whose `reset` and `step` return what gymnasium's, GEM's, older gym's or TextArena's do.
+`gem:ID`, `reasoning-gym:TASK` and `textarena:ID` are made by those packages (see `INSTALL`). Any other object
+is taken whose `reset` and `step` return what gymnasium's, GEM's, older gym's or TextArena's do.
 """
 
 import importlib
@@ -15,6 +15,14 @@ from etpo.envs.text_space import AnyText
 
 Step = tuple[str, float, bool, bool, dict[str, Any]]
 
+_EXTRA = "install it with pip install 'etpo[envs]'"
+INSTALL = {
+    "reasoning-gym": _EXTRA,
+    "textarena": _EXTRA,
+    # It demands versions that the others cannot live with, and needs them for few of its environments.
+    "gem-llm": f"{_EXTRA}, then pip install --no-deps gem-llm==0.1.0",
+}
+
 
 class Adapted(gymnasium.Env[str, str]):
     """An environment of another shape, as gymnasium's.
@@ -25,15 +33,19 @@ class Adapted(gymnasium.Env[str, str]):
 
     Args:
         inner: the environment.
+        keeps_turns: its observations tell only what is new: a state is then all that was told and answered.
+            What it asks for at the end of each (`suffix` in the info, GEM's) stands there once.
         reset_with: arguments of its `reset` besides the seed.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 - gymnasium's own form
 
-    def __init__(self, inner: Any, **reset_with: Any) -> None:
+    def __init__(self, inner: Any, keeps_turns: bool = False, **reset_with: Any) -> None:
         self.observation_space = AnyText()
         self.action_space = AnyText()
         self.inner = inner
+        self._keeps_turns = keeps_turns
+        self._turns: list[str] = []
         self._reset_with = reset_with
         self._takes_seed = _names(inner.reset, "seed")
 
@@ -41,6 +53,11 @@ class Adapted(gymnasium.Env[str, str]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
+        obs, info = self._reset(seed)
+        self._turns = []
+        return self._state([obs], info), info
+
+    def _reset(self, seed: int | None) -> tuple[str, dict[str, Any]]:
         if self._takes_seed:  # of later episodes, too: few keep numbers of their own
             seed = int(self.np_random.integers(2**31)) if seed is None else seed
             returned = self.inner.reset(seed=seed, **self._reset_with)
@@ -53,6 +70,17 @@ class Adapted(gymnasium.Env[str, str]):
         return _text(returned), {}
 
     def step(self, action: str) -> Step:
+        obs, reward, terminated, truncated, info = self._step(action)
+        return self._state([action, obs], info), reward, terminated, truncated, info
+
+    def _state(self, told: list[str], info: dict[str, Any]) -> str:
+        """The last of what was told, or all of it."""
+        if not self._keeps_turns:
+            return told[-1]
+        self._turns += [text.rstrip("\n") for text in told]
+        return "\n".join(self._turns) + "\n" + str(info.get("suffix", ""))
+
+    def _step(self, action: str) -> Step:
         returned = self.inner.step(action)
         if len(returned) == 5:
             obs, reward, terminated, truncated, info = returned
@@ -126,7 +154,7 @@ def is_foreign(spec: str) -> bool:
 def _gem(name: str, arguments: dict[str, Any]) -> gymnasium.Env[Any, Any]:
     package = _load("gem", "gem-llm")
     _load("gem.envs", "gem-llm")
-    return Adapted(_made(f"gem:{name}", lambda: package.make(name, **arguments)))
+    return Adapted(_made(f"gem:{name}", lambda: package.make(name, **arguments)), keeps_turns=True)
 
 
 def _reasoning_gym(name: str, arguments: dict[str, Any]) -> gymnasium.Env[Any, Any]:
@@ -152,16 +180,16 @@ def _load(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(
-            f"expected the package {package}, got: {error}; install it with pip install 'etpo[envs]'"
-        ) from error
+        told = " ".join(str(error).split())
+        raise ValueError(f"expected the package {package}, got: {told}; {INSTALL[package]}") from error
 
 
 def _made(spec: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except Exception as error:  # each package has its own kinds of error for a name that it does not know
-        raise ValueError(f"cannot make environment {spec!r}: {type(error).__name__}: {error}") from error
+        told = " ".join(f"{type(error).__name__}: {error}".replace("*", " ").split())[:300]
+        raise ValueError(f"cannot make environment {spec!r}: {told}") from error
 
 
 def _names(function: Any, parameter: str) -> bool:

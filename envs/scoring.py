@@ -10,7 +10,8 @@ from etpo.envs.audit import Auditor
 from etpo.envs.datasets import Dataset
 from etpo.envs.pacing import Pace
 from etpo.envs.prompts import as_program, describe_failure
-from etpo.envs.sandbox import Sandbox, refuse
+from etpo.envs.runner import Runner
+from etpo.envs.sandbox import refuse
 from etpo.envs.sandbox.result import Failure, SplitResult
 from etpo.envs.splits import (
     Split,
@@ -69,7 +70,7 @@ class Scorer:
 
     Args:
         dataset: what to score on.
-        sandbox: where programs run; not closed by the scorer.
+        sandbox: where programs run, a `Sandbox` or another `Runner`; not closed by the scorer.
         split_seeds: one random halving each.
         timeout_s: processor seconds for one split; default the sandbox's.
         audit_share: share of the programs that are audited (see `audit`), besides every new best one;
@@ -83,7 +84,7 @@ class Scorer:
     def __init__(
         self,
         dataset: Dataset,
-        sandbox: Sandbox,
+        sandbox: Runner,
         split_seeds: Iterable[int] = SPLIT_SEEDS,
         timeout_s: float | None = None,
         audit_share: float = 0.0,

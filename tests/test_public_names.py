@@ -15,7 +15,7 @@ SIGNATURES = {
     "vocab_stats": "(policy, critic=None, reference=None, *, targets=None, mix=(1.0, 1.0), "
     "ignore_index=-100, backend='auto')",
     "linear_logprob": "(hidden, weight, targets, *, bias=None, lora=None, temperature=1.0, softcap=None, "
-    "ignore_index=-100, backend='auto')",
+    "ignore_index=-100, entropy_gradient=True, backend='auto')",
     "linear_kl": "(hidden, weight, ref_hidden, ref_weight, *, bias=None, ref_bias=None, temperature=1.0, "
     "lora=None, ref_lora=None, softcap=None, mask=None, weights=None, backend='auto')",
     "soft_value": "(q_hidden, q_weight, ref_hidden, ref_weight, beta, *, q_bias=None, ref_bias=None, "

@@ -17,7 +17,7 @@ from etpo.engine.losses import critic_at_tokens, critic_loss, policy_loss, q_of_
 from etpo.engine.models.roles import Role, Roles, polyak
 from etpo.engine.optim import optimizers_of
 from etpo.engine.replay import Action, ActionBatch, Replay, collate
-from etpo.engine.step import BoundedStep
+from etpo.engine.step import OVERSHOT, BoundedStep
 from etpo.engine.targets import (
     expected_value,
     mix_of,
@@ -75,7 +75,9 @@ class EtpoQLearner:
         """Several minibatch steps from the replay buffer; together they move the policy by a bounded KL."""
         config = self.config
         self.replay.add(fresh)
-        step = BoundedStep(self.roles, collate(fresh, config.gamma))
+        drawn = collate(fresh, config.gamma)
+        self.roles.prepare(drawn.sequences())
+        step = BoundedStep(self.roles, drawn)
         logs = []
         seen: dict[int, tuple[Action, list[Tensor]]] = {}
         for _ in range(config.updates_per_batch):
@@ -84,6 +86,8 @@ class EtpoQLearner:
             logs.append(log)
             seen |= self._of_fresh(batch, targets)
         kl, share = step.shorten(config.max_kl_in_force)
+        if share < OVERSHOT:
+            self.optimizers[0].forget()
         for action in fresh:
             action.hidden = None
         loss_q, loss_pi, q_mean, v_mean = np.mean(logs, axis=0).tolist()

@@ -18,7 +18,7 @@ class Five:
 
     def reset(self, seed=None):
         self.seed = seed
-        return f"{self.word} {self.size}", {"hint": "no"}
+        return f"{self.word} {self.size}", {"suffix": "Your word: "}
 
     def step(self, action):
         return action + "!", 0.5, action == "stop", False, {"turn": 1}
@@ -91,9 +91,11 @@ def packages(monkeypatch):
 def test_gem(packages):
     env = make_env("gem:game:Guess-v0", size=3, word="b")
     assert isinstance(env, gymnasium.Env)
-    assert env.reset(seed=4) == ("b 3", {"hint": "no"})
-    assert env.step("stop") == ("stop!", 0.5, True, False, {"turn": 1})
+    assert env.reset(seed=4) == ("b 3\nYour word: ", {"suffix": "Your word: "})
+    assert env.step("go\n") == ("b 3\ngo\ngo\n!\n", 0.5, False, False, {"turn": 1})
+    assert env.step("stop") == ("b 3\ngo\ngo\n!\nstop\nstop!\n", 0.5, True, False, {"turn": 1})
     assert env.inner.seed == 4
+    assert env.reset(seed=4)[0] == "b 3\nYour word: "
     assert not takes("gem:game:Guess-v0", "sandbox")
 
 
