@@ -266,6 +266,10 @@ class Config:
 
 
 OPTIONS = declared(Config)
+# For `help(etpo.Config)` and editors: what each option is for, from its declaration.
+Config.__doc__ = f"{Config.__doc__}\n    Attributes:\n" + "\n".join(
+    f"        {name}: {one.option.help}" for name, one in OPTIONS.items()
+)
 
 
 def log_names(log: str) -> list[str]:

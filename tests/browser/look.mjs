@@ -66,6 +66,13 @@ if (await page.$("#tokens")) {
   found.keyboard.active = await page.$eval("#tokens", (node) => node.getAttribute("aria-activedescendant"));
   found.keyboard.blamed = await page.$$eval(".tok.blamed", (nodes) => nodes.map((node) => node.textContent.trim()));
   found.keyboard.named = await page.$$eval(".row.named", (nodes) => nodes.map((node) => node.textContent));
+  await page.focus("#tenth");
+  await page.keyboard.press("End");
+  await page.focus("#follow");
+  await page.keyboard.press("Space");
+  await page.focus("#tenth");
+  await page.keyboard.press("Home");
+  found.keyboard.shared = await page.$$eval(".tok.shared", (nodes) => nodes.map((node) => node.textContent).join(""));
 }
 if (await page.$("#all")) {
   const count = () => page.$eval("#f-count", (node) => node.textContent);

@@ -2,7 +2,7 @@
 
 import pytest
 
-from etpo.engine.config import Config, resolve, to_toml
+from etpo.engine.config import OPTIONS, Config, resolve, to_toml
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,8 @@ def test_an_option_of_the_critic_network_names_the_algorithm_that_has_one() -> N
     assert resolve({"critic_lr": 1.0, "algo": "ppo-kl"}).algo == "ppo-kl"
     assert resolve({"algo": "reflection"}, preset="paper").critic_lr is None
     assert resolve({}, preset="paper").critic_lr == 1e-6
+
+
+def test_help_of_the_configuration_names_every_option() -> None:
+    assert Config.__doc__ is not None
+    assert all(f"{name}: {one.option.help}" in Config.__doc__ for name, one in OPTIONS.items())

@@ -128,6 +128,7 @@ def test_the_page_of_a_run(look: Any, tmp_path: Path) -> None:
     assert first != second
     assert all(name in first for name in ("log π", "log π̄", "KL", "Q", "V", "Q − V", "share of the change"))
     assert keyboard["active"] != "token-1"
+    assert keyboard["shared"].split()[:2] == ["from", "sklearn.ensemble"]  # the beginning that is kept to
     assert found["filter"]["all"] == "200 of 200 programs"
     assert "RandomForestClassifier" in found["filter"]["opened"][0]
 
