@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from etpo.engine.config import Config
 from etpo.engine.machine import machine
 from etpo.envs.datasets import Dataset
 from etpo.envs.sandbox import Sandbox
@@ -32,12 +33,12 @@ def small_table(rows: int = 500, features: int = 9) -> Dataset:
 def measure(workers: int | None = None, seconds: float = 3.0, repeats: int = 3) -> dict[str, Any]:
     """Median and range, over `repeats` rounds of about `seconds` each, of splits and programs a second.
 
-    A split is one LogisticRegression on 250×9 in its own process; a program is five of them, scored. No
-    program is run twice, so that nothing comes from the scorer's memory.
+    A split is one LogisticRegression on 250×9 in its own process; a program is five of them, scored, and
+    audited as often as in a run. No program is asked for twice, so that nothing comes from memory.
     """
     table = small_table()
     with Sandbox(workers=workers) as sandbox:
-        scorer = Scorer(table, sandbox)
+        scorer = Scorer(table, sandbox, audit_share=Config.audit_share)
         arrays = make_split(table, 0).arrays
         serial = iter(range(10**9))
 
