@@ -1,6 +1,7 @@
 """`etpo bench`: measured tables."""
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -194,7 +195,7 @@ def kernels(
         })  # fmt: skip
 
     result = run(options, lambda line: click.echo(line, err=True), save)
-    click.echo(result.markdown)
+    click.echo(result.text if result.text and sys.stdout.isatty() else result.markdown)
     save(result)
 
 

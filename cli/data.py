@@ -30,6 +30,8 @@ def list_() -> None:
             here = "built in" if recipe.table is not None else str(find_file(name) or "no")
         except DatasetError:
             here = "damaged"
+        except OSError as error:
+            here = f"unreadable ({error.strerror})"
         rows.append((name, recipe.target, here, recipe.source))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:

@@ -117,6 +117,30 @@ def _line(row: Row) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
+SCREEN = "{:<30.30}{:>9}{:>10}{:>9}{:>9}{:>6}{:>7}"
+
+
+def to_text(rows: list[Row]) -> str:
+    """What matters most of each line, in 80 columns; the Markdown and JSON files hold all of it."""
+    lines: list[str] = []
+    case = None
+    for row in rows:
+        if case != (case := (row.shape, row.n_tokens, row.function, row.heads)):
+            lines += ["", f"{row.function}, {HEADS[row.heads]}: {row.shape}, {row.n_tokens} tokens"]
+            lines += [SCREEN.format("", "forward", "backward", "both ms", "of eager", "MiB", "error")]
+        if row.both_s is None or row.forward_s is None or row.backward_s is None:
+            lines.append(f"{row.contestant:<30.30}not run: {row.why_not}"[:80])
+            continue
+        times = [milliseconds(x.median) for x in (row.forward_s, row.backward_s, row.both_s)]
+        beside = memory_beside_gradients(row)
+        errors = [x for x in (row.error_value, row.error_gradient) if x is not None]
+        lines.append(SCREEN.format(
+            row.contestant, *times, "1" if row.contestant == EAGER.name else _ratio(row.ratio_to_eager),
+            "–" if beside is None else f"{beside / 2**20:.3g}", _error(max(errors, default=None)),
+        ))  # fmt: skip
+    return "\n".join(lines).lstrip("\n")
+
+
 def milliseconds(seconds: float) -> str:
     value = 1e3 * seconds
     return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"

@@ -10,7 +10,7 @@ import torch
 from etpo.bench.kernels.cases import FUNCTIONS, SHAPES, cases_of, shape_of
 from etpo.bench.kernels.limits import copy_bytes_per_s
 from etpo.bench.kernels.measure import Row, Tell, measure
-from etpo.bench.kernels.output import environment, precision_markdown, to_json, to_markdown
+from etpo.bench.kernels.output import environment, precision_markdown, to_json, to_markdown, to_text
 from etpo.bench.kernels.peers import CONTESTANTS, contestants_of
 from etpo.bench.kernels.plot import to_svg
 from etpo.bench.kernels.precision import precision_table
@@ -37,11 +37,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """The same rows three times; `svg` is empty where there are no times to draw."""
+    """The same rows in several forms; `svg`, and `text` for 80 columns, are empty where there are no times."""
 
     json: str
     markdown: str
     svg: str
+    text: str = ""
 
 
 def run(options: Options, tell: Tell, save: Callable[[Result], None]) -> Result:
@@ -77,7 +78,7 @@ def run(options: Options, tell: Tell, save: Callable[[Result], None]) -> Result:
     about["copy_bytes_per_s"] = copy_bytes_per_s(device)
 
     def result(rows: list[Row]) -> Result:
-        return Result(to_json(rows, about), to_markdown(rows, about), to_svg(rows))
+        return Result(to_json(rows, about), to_markdown(rows, about), to_svg(rows), to_text(rows))
 
     return result(measure(cases, contestants, options.repeats, tell, lambda rows: save(result(rows))))
 

@@ -128,10 +128,10 @@ def find_name(name: str) -> str:
     spelled = {known.replace("_", "-"): known for known in RECIPES}
     found = spelled.get(name.replace("_", "-"))
     if found is None:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)
-        raise UnknownDataset(
-            f"unknown data set {name!r}; did you mean {near[0]}? (A file's name must end in .csv.)"
-        )
+        near = [known for known in RECIPES if name and name in known]
+        near = near or difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.7)
+        known = f"did you mean {near[0]}?" if near else "`etpo data list` names those that are known."
+        raise UnknownDataset(f"unknown data set {name!r}; {known} (A file's name must end in .csv.)")
     return found
 
 

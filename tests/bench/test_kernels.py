@@ -16,6 +16,7 @@ from etpo.bench.kernels.cases import CRITIC, FUNCTIONS, POLICY, Shape, cases_of,
 from etpo.bench.kernels.goals import Goal, goal_lines, goals_of
 from etpo.bench.kernels.limits import Products, needed_bytes, needed_flops
 from etpo.bench.kernels.memory import peak_bytes
+from etpo.bench.kernels.output import to_text
 from etpo.bench.kernels.peers import CONTESTANTS, EAGER, Contestant, contestants_of
 from etpo.bench.kernels.precision import inputs_at, precision_table
 from etpo.cli.main import main
@@ -277,6 +278,18 @@ def test_the_command_writes_json_markdown_and_a_plot(tmp_path: Path, quick):
         "etpo bench kernels --shapes 40x8 --functions linear_kl,kl_from_logits"
     )
     assert len(table["rows"]) == 2 * 4 + 2
+    spreads = ("forward_s", "backward_s", "both_s")
+    on_screen = to_text([
+        bench.Row(**row | {name: row[name] and bench.Spread(**row[name]) for name in spreads})
+        for row in table["rows"]
+    ])  # fmt: skip
+    assert max(map(len, on_screen.splitlines())) <= 80
+    assert (
+        on_screen.count("both ms")
+        == on_screen.count("tokens")
+        == len({(row["shape"], row["n_tokens"], row["function"], row["heads"]) for row in table["rows"]})
+    )
+    assert "not run:" in on_screen
     assert "| liger-kernel (the mean over tokens alone) | not run:" in files["markdown"].read_text()
     svg = files["svg"].read_text()
     assert svg.count("<rect") == 1 + 2 * 3 + 2

@@ -144,6 +144,17 @@ def test_data_says_what_is_here_and_where(cli, tmp_path: Path, monkeypatch: pyte
     assert "built in; 178 rows" in cli("data", "check", "wine:synthetic").stdout
 
 
+def test_data_list_says_what_it_cannot_read(cli, monkeypatch: pytest.MonkeyPatch):
+    def refused(name: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("etpo.envs.datasets.home.find_file", refused)
+    made = cli("data", "list")
+    assert made.exit_code == 0
+    assert "unreadable (Permission denied)" in made.stdout
+    assert "built in" in made.stdout
+
+
 @pytest.mark.parametrize("name", ["wine", "tic-tac-toe", "pharyngitis:synthetic"])
 def test_a_saved_table_is_the_one_that_is_scored(cli, tmp_path: Path, name: str) -> None:
     file = tmp_path / "tables" / "data.csv"

@@ -170,6 +170,9 @@ def test_errors_are_one_line(tmp_path):
     (tmp_path / "latin.csv").write_bytes("a,y\n1,é\n".encode("latin-1"))
     cases = [
         (("tic-tac",), UnknownDataset, "did you mean tic-tac-toe"),
+        (("titanic",), UnknownDataset, "did you mean spaceship-titanic"),
+        (("pharingitis",), UnknownDataset, "did you mean pharyngitis"),
+        (("iris",), UnknownDataset, "`etpo data list` names those that are known"),
         ((str(tmp_path / "none.csv"), "y"), DatasetError, "No such file"),
         ((write(tmp_path / "empty.csv", ""), "y"), DatasetError, "empty file"),
         (
