@@ -117,7 +117,7 @@ def _line(row: Row) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
-SCREEN = "{:<30.30}{:>9}{:>10}{:>9}{:>9}{:>6}{:>7}"
+SCREEN = "{:<26.26}{:>9}{:>10}{:>9}{:>9}{:>8}{:>9}"
 
 
 def to_text(rows: list[Row]) -> str:
@@ -129,7 +129,7 @@ def to_text(rows: list[Row]) -> str:
             lines += ["", f"{row.function}, {HEADS[row.heads]}: {row.shape}, {row.n_tokens} tokens"]
             lines += [SCREEN.format("", "forward", "backward", "both ms", "of eager", "MiB", "error")]
         if row.both_s is None or row.forward_s is None or row.backward_s is None:
-            lines.append(f"{row.contestant:<30.30}not run: {row.why_not}"[:80])
+            lines.append(f"{row.contestant:<26.26}not run: {row.why_not}"[:80])
             continue
         times = [milliseconds(x.median) for x in (row.forward_s, row.backward_s, row.both_s)]
         beside = memory_beside_gradients(row)

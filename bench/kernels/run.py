@@ -37,7 +37,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """The same rows in several forms; `svg`, and `text` for 80 columns, are empty where there are no times."""
+    """The same rows in several forms; `svg`, and `text` for 80 columns, are empty without times."""
 
     json: str
     markdown: str
