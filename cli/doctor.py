@@ -50,7 +50,7 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "threads", f"{torch.get_num_threads()} of PyTorch"
     yield from _sandbox()
 
-    from etpo.engine.models.language_model import BUNDLED, bundled_path
+    from etpo.engine.models.places import BUNDLED, bundled_path
 
     has_model = (bundled_path() / "model.safetensors").is_file()
     yield BUNDLED, str(bundled_path()) if has_model else "absent; build it with `etpo pretrain`"

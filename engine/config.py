@@ -80,7 +80,12 @@ class Config:
     env_arg: str | None = setting(
         None, TASK, "Arguments of that environment's constructor: key=value, several parted by commas."
     )
-    model: str = setting("etpo-nano", TASK, "Model folder, hub name (owner/name), or the bundled etpo-nano.")
+    model: str = setting(
+        "etpo-nano",
+        TASK,
+        "Model folder, GGUF file, hub name (owner/name), the bundled etpo-nano, or smollm2-135m from its "
+        "package (etpo[smol]).",
+    )
     algo: str = setting(
         "etpo", TASK, "; ".join(f"{name} {algorithm.help}" for name, algorithm in ALGORITHMS.items())
         + ". Where none is named, an option of the critic network makes it etpo-q.",

@@ -105,7 +105,7 @@ def check_model(config: Config, folder: RunFolder) -> None:
 
         check_hub(config.model)
     if not is_held and path.is_dir() and not any((path / file).is_file() for file in TOKENIZER_FILES):
-        from etpo.engine.models.language_model import ModelError
+        from etpo.engine.models.places import ModelError
 
         raise ModelError(
             f"--model {config.model}: expected a tokenizer (tokenizer.json) beside the weights, got a folder "

@@ -15,8 +15,9 @@ from etpo.engine.drawing import draw_texts
 from etpo.engine.environments import settings_for
 from etpo.engine.learners import learner_class
 from etpo.engine.models.digest import digest_of_base
-from etpo.engine.models.language_model import BUNDLED, LanguageModel, bundled_path
+from etpo.engine.models.language_model import LanguageModel
 from etpo.engine.models.open import make_roles, open_model
+from etpo.engine.models.places import model_path
 from etpo.engine.models.prompt_form import PromptForm
 from etpo.engine.models.roles import FullRoles, LoraRoles, Role
 from etpo.engine.permissions import honour_umask
@@ -193,7 +194,7 @@ def draw(
 
 def base_name(model: str) -> str:
     """How an adapter names its base, so that it is found from any folder: a hub name, or an absolute path."""
-    path = bundled_path() if model == BUNDLED else Path(model).expanduser()
+    path = model_path(model)
     return str(path.resolve()) if path.is_dir() else model
 
 

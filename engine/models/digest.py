@@ -31,9 +31,9 @@ def digest_of_base(name: str) -> str | None:
 
 
 def _folder_of(name: str) -> Path | None:
-    from etpo.engine.models.language_model import BUNDLED, bundled_path
+    from etpo.engine.models.places import model_path
 
-    path = bundled_path() if name == BUNDLED else Path(name).expanduser()
+    path = model_path(name)
     if path.is_dir():
         return path
     from huggingface_hub import try_to_load_from_cache

@@ -7,7 +7,6 @@ transformers' own forward (see `sequences.py`).
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,15 +16,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import logging as transformers_logging
 
-from etpo import EtpoError
 from etpo.engine.models.decoders import decoder_of
+from etpo.engine.models.places import BUNDLED, ModelError, model_path
 
 # (layer, query [N, H, d], key [N, G, d], value [N, G, d]) -> [N, H, d]; H heads, G key-value heads.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 transformers_logging.disable_progress_bar()
 
-BUNDLED = "etpo-nano"
 LEAN_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 NOT_READ = "expected a causal LM whose logits are its last hidden states through one LM head, got"
 # What wrappers put into a parameter's name, one inside the other; the first two also around single layers.
@@ -34,10 +32,6 @@ WRAPPERS = (
     r"(?<![\w.])(module|pretrained_model|base_model\.model)\.)+"
 )
 Decoding = Literal["lean", "padded", "alike", "whole"]
-
-
-class ModelError(EtpoError):
-    """A model folder that is absent, incomplete or unreadable."""
 
 
 class LanguageModel(nn.Module):
@@ -161,17 +155,17 @@ class LanguageModel(nn.Module):
 def load_language_model(
     name: str, dtype: torch.dtype, device: str
 ) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer by folder, by hub name, or the bundled `etpo-nano`.
+    """A model and its tokenizer by folder, GGUF file, hub name, or a name of `etpo.engine.models.places`.
 
     Raises:
         ModelError: one line that says what is missing and what to do.
     """
-    path = bundled_path() if name == BUNDLED else Path(name).expanduser()
+    path = model_path(name)
     source = str(path) if path.is_dir() else name
     if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise ModelError(
-            f"--model: expected a model folder, a hub name (owner/name) or {BUNDLED}, got '{name}', "
-            "which is no folder"
+            f"--model: expected a model folder, a .gguf file, a hub name (owner/name) or {BUNDLED}, got "
+            f"'{name}', which is no folder"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -295,11 +289,6 @@ def _agrees(model: LanguageModel, rows: list[Tensor], own: list[Tensor]) -> bool
     alone = rows[-1][None].to(model.device)
     hidden_BTD, _ = model.forward_padded(alone, torch.ones_like(alone, dtype=torch.bool))
     return bool((model.logits(hidden_BTD[0]) - own[-1]).norm() <= 0.01 * own[-1].norm())
-
-
-def bundled_path() -> Path:
-    """The folder of etpo-nano inside the package."""
-    return Path(__file__).parents[1] / "nano"
 
 
 def _end_tokens(hf: Any, vocabulary: int) -> frozenset[int]:

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from etpo.cli.errors import exit_code_of, message_of
-from etpo.engine.models.language_model import ModelError
+from etpo.engine.models.places import ModelError
 from etpo.engine.opening import is_disk_full
 from etpo.engine.run_folder import RunFolderError
 from etpo.envs.datasets import DatasetError, UnknownDataset

@@ -17,7 +17,8 @@ from etpo.engine.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from etpo.engine.config import Config
 from etpo.engine.models.digest import STRIDE, digest_of_base
 from etpo.engine.models.finite import Diverged
-from etpo.engine.models.language_model import LanguageModel, ModelError, gives_own_logits
+from etpo.engine.models.language_model import LanguageModel, gives_own_logits
+from etpo.engine.models.places import ModelError
 from etpo.engine.models.sampler import sample_actions
 from etpo.engine.replay import Action, Replay
 from tests.conftest import tiny_llama

@@ -8,7 +8,7 @@ import pytest
 
 import etpo
 from etpo.engine.config import Config
-from etpo.engine.models.language_model import ModelError
+from etpo.engine.models.places import ModelError
 from etpo.engine.run_folder import RunFolderError
 
 

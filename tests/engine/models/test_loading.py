@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from etpo.engine.models.language_model import ModelError, load_language_model
+from etpo.engine.models.language_model import load_language_model
+from etpo.engine.models.places import ModelError
 
 MATRIX = "model.layers.0.mlp.up_proj.weight"
 

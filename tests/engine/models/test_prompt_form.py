@@ -172,7 +172,7 @@ def test_what_does_not_fit_loses_the_oldest_part_of_the_state_and_no_special_tok
 def test_the_bundled_model_s_prompts_are_its_training_s():
     from transformers import AutoTokenizer
 
-    from etpo.engine.models.language_model import bundled_path
+    from etpo.engine.models.places import bundled_path
 
     tokenizer = AutoTokenizer.from_pretrained(bundled_path())
     form = PromptForm(tokenizer)
