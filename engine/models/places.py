@@ -1,7 +1,9 @@
 """Where a model named on the command line lies: the bundled one, one in a GGUF file, or a folder."""
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import logging
 import os
 import tempfile
@@ -87,8 +89,11 @@ def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    with contextlib.redirect_stderr(io.StringIO()):  # a bar that nothing else switches off
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32
+        )
     model.hf_quantizer = None  # the weights are plain by now
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
