@@ -7,6 +7,7 @@ Saved in PEFT's format, so that PEFT, vLLM and others load an adapter.
 
 import json
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +104,7 @@ def add_adapters(model: nn.Module, head: nn.Module, roles: list[str], rank: int)
         parameter.requires_grad_(False)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and child is not head:
+            if _is_linear(child) and child is not head:
                 setattr(parent, name, RoleLinear(child, roles, rank, scale=2.0, active=active))
     if not adapter_layers(model):
         raise ValueError(
@@ -111,6 +112,11 @@ def add_adapters(model: nn.Module, head: nn.Module, roles: list[str], rank: int)
             "got lora"
         )
     return active
+
+
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """True for a linear layer that does nothing else with its weight: some families' do, in groups."""
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 def adapter_layers(model: nn.Module) -> dict[str, RoleLinear]:

@@ -13,7 +13,7 @@ from transformers import (
 
 from etpo.engine.models.final_norm import final_norm
 from etpo.engine.models.language_model import LanguageModel
-from etpo.engine.models.lora import adapter_layers, leading_directions
+from etpo.engine.models.lora import adapter_layers, add_adapters, leading_directions
 from etpo.engine.models.roles import GAIN, LoraRoles
 from etpo.engine.models.sequences import Sequences
 
@@ -107,6 +107,18 @@ def test_the_gain_merges_into_the_final_norm(family) -> None:
     assert roles.model.gain is None
     merged = LanguageModel(roles.merged("policy"))
     torch.testing.assert_close(sequences().hidden(merged), hidden, rtol=1e-4, atol=1e-5)
+
+
+def test_a_linear_layer_that_does_more_with_its_weight_gets_no_adapter() -> None:
+    """DeepSeek-V4 has one whose weight is cut in groups: an adapter in its place would multiply it whole."""
+
+    class Grouped(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x @ w.T for w in self.weight.chunk(2)], dim=-1)
+
+    model = torch.nn.Sequential(Grouped(4, 6), torch.nn.Linear(6, 3), torch.nn.Linear(3, 2))
+    add_adapters(model, model[2], ["policy"], 2)
+    assert list(adapter_layers(model)) == ["1"]
 
 
 def test_norms_inside_of_layers_are_not_the_final_one() -> None:
