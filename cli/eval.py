@@ -69,7 +69,7 @@ def _on_data(trained: "Trained", n: int, seed: int, record: dict[str, Any]) -> N
     from etpo.engine.progress import check_digests
     from etpo.engine.trained import first_state
     from etpo.envs.datasets import load_dataset
-    from etpo.envs.sandbox import Sandbox
+    from etpo.envs.remote import open_runner
     from etpo.envs.scoring import Scorer
 
     config = trained.config
@@ -77,7 +77,7 @@ def _on_data(trained: "Trained", n: int, seed: int, record: dict[str, Any]) -> N
     check_digests(trained.digests, {"table": data.digest}, trained.folder.path)
     prompt, _ = first_state(config)
     record |= {"dataset": data.name, "synthetic": data.synthetic}
-    with Sandbox(config.sandbox, config.timeout_s) as sandbox:
+    with contextlib.closing(open_runner(config.runner, config.sandbox, config.timeout_s)) as sandbox:
         scorer = Scorer(data, sandbox)
         for role in ROLES:
             click.echo(f"Drawing and scoring {n} programs of the {role} …", err=True)

@@ -25,7 +25,8 @@ from etpo.cli.errors import Failed
 @click.option("--audit", is_flag=True,
               help="Audit the program, too: does it know labels that it was not given?")  # fmt: skip
 @click.option("--runner", default="local", show_default=True,
-              help="local, or machines with `etpo serve-sandbox`: http://HOST:PORT,…")  # fmt: skip
+              help="local, docker:IMAGE, podman:IMAGE, or `etpo serve-sandbox` at"
+              " http://HOST:PORT,….")  # fmt: skip
 def score(
     program: Path,
     dataset: str,

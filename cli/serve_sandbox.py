@@ -1,6 +1,7 @@
 """`etpo serve-sandbox`: runs programs for a trainer on another machine."""
 
 import os
+import sys
 
 import click
 
@@ -13,15 +14,23 @@ from etpo.cli.errors import Failed
               help="Port to listen on; 0: a free one.")  # fmt: skip
 @click.option("--sandbox", type=click.Choice(["strict", "default"]), default="default", show_default=True,
               help="strict refuses to run with fewer than all protections (see `etpo doctor`).")  # fmt: skip
-def serve_sandbox(host: str, port: int, sandbox: str) -> None:
+@click.option("--stdio", is_flag=True,
+              help="Answer on standard input and output instead; needs no token.")  # fmt: skip
+def serve_sandbox(host: str, port: int, sandbox: str, stdio: bool) -> None:
     """Run programs for others who have the token in ETPO_RUNNER_TOKEN, until interrupted.
 
     They send programs and what these learn from; labels to score by stay with them. Nothing is encrypted:
     listen on a network of your own only, or through a tunnel.
     """
-    from etpo.envs.remote import TOKEN_VARIABLE, make_server
+    from etpo.envs.container import serve
+    from etpo.envs.remote import TOKEN_VARIABLE, make_answer, make_server
     from etpo.envs.sandbox import Sandbox
 
+    if stdio:
+        with Sandbox(sandbox) as box:
+            box.layers()
+            serve(make_answer(box), sys.stdin.buffer, sys.stdout.buffer)
+        return
     token = os.environ.get(TOKEN_VARIABLE)
     if not token:
         raise Failed(f"expected a token in {TOKEN_VARIABLE}, got none; choose one, the same on both sides")

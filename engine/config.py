@@ -220,6 +220,11 @@ class Config:
         "default", ENVIRONMENT,
         "strict refuses to run with fewer than all layers (see `etpo doctor`); off asks twice.",
     )  # fmt: skip
+    runner: str = setting(
+        "local", ENVIRONMENT,
+        "Where programs run: local, docker:IMAGE or podman:IMAGE (the image has etpo), or machines with "
+        "`etpo serve-sandbox`: http://HOST:PORT, several parted by commas (their own --sandbox counts).",
+    )  # fmt: skip
     timeout_s: float = setting(
         10.0, ENVIRONMENT,
         "Processor time that a program may take on one of its five splits; of wall-clock time twice as much.",

@@ -26,6 +26,7 @@ def make_environments(config: Config) -> VectorRunner:
         config.max_episode_steps,
         reflection=config.reflection,
         audit_share=config.audit_share,
+        runner=config.runner,
     )
     others = [
         DataScience(
@@ -40,15 +41,19 @@ def settings_for(config: Config) -> dict[str, Any]:
     """What `config.env` gets of the configuration: the settings that its constructor names.
 
     Raises:
-        ValueError: `reflection` is off for an environment that has no such parameter.
+        ValueError: `reflection` is off, or `runner` elsewhere, for an environment that has no such parameter.
     """
     assert config.env is not None
     given = dict(map(_argument, config.env_arg.split(","))) if config.env_arg else {}
-    names = ("reflection", "max_episode_steps", "timeout_s", "sandbox", "audit_share")
+    names = ("reflection", "max_episode_steps", "timeout_s", "sandbox", "audit_share", "runner")
     settings = {name: getattr(config, name) for name in names if takes(config.env, name)}
     if not config.reflection and "reflection" not in settings:
         raise ValueError(
             f"--no-reflection: expected an environment with a `reflection` parameter, got {config.env}"
+        )
+    if config.runner != "local" and "runner" not in settings:
+        raise ValueError(
+            f"--runner {config.runner}: expected an environment with a `runner` parameter, got {config.env}"
         )
     return settings | given
 

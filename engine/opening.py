@@ -33,7 +33,7 @@ def open_folder(config: Config, *, resume: bool = False) -> Iterator[RunFolder]:
     Raises:
         RunFolderError: no run there, or not a new folder; not writable; another process writes to it; or the
             disk is full, inside the context too.
-        ModelError, DatasetError, ValueError: bad input, one line; nothing was written.
+        ModelError, DatasetError, SandboxError, ValueError: bad input, one line; nothing was written.
     """
     assert config.out is not None
     path = Path(config.out)
@@ -72,11 +72,16 @@ def placed(config: Config, out: str | Path | None = None) -> Config:
 
 
 def check_data(config: Config) -> None:
-    """Say what is wrong with the data before anything slow starts.
+    """Say what is wrong with the data, and with the runner, before anything slow starts.
 
     Raises:
         DatasetError, ValueError: absent or unreadable data.
+        SandboxError: where programs shall run, they cannot.
     """
+    if config.runner != "local":
+        from etpo.envs.remote import check_runner
+
+        check_runner(config.runner, config.sandbox)
     if config.env is None:
         from etpo.envs.datasets import load_dataset
 

@@ -5,7 +5,8 @@ from typing import Any
 from etpo.envs.coding import Coding
 from etpo.envs.datasets import load_dataset
 from etpo.envs.prompts import task_prompt
-from etpo.envs.sandbox import Sandbox
+from etpo.envs.remote import open_runner
+from etpo.envs.runner import Runner
 from etpo.envs.scoring import Score, Scorer
 
 
@@ -26,6 +27,7 @@ class DataScience(Coding):
         reflection: with False the state after a failure is the task prompt again, so that each attempt is a
             fresh one: the ablation of the reflection prompt.
         audit_share: see `scoring.Scorer`; not used where `scorer` is given.
+        runner: see `remote.open_runner`; not used where `scorer` is given.
     """
 
     def __init__(
@@ -39,12 +41,13 @@ class DataScience(Coding):
         scorer: Scorer | None = None,
         reflection: bool = True,
         audit_share: float = 0.02,
+        runner: str = "local",
     ) -> None:
-        self._own_sandbox: Sandbox | None = None
+        self._own_runner: Runner | None = None
         if scorer is None:
             data = load_dataset(dataset, target, protocol)
-            self._own_sandbox = Sandbox(sandbox, timeout_s)
-            scorer = Scorer(data, self._own_sandbox, audit_share=audit_share)
+            self._own_runner = open_runner(runner, sandbox, timeout_s)
+            scorer = Scorer(data, self._own_runner, audit_share=audit_share)
         super().__init__(scorer, max_episode_steps, reflection)
         self.scorer = scorer
         rows, features = scorer.dataset.x.shape
@@ -77,6 +80,6 @@ class DataScience(Coding):
         return self.prompt
 
     def close(self) -> None:
-        if self._own_sandbox is not None:
-            self._own_sandbox.close()
-            self._own_sandbox = None
+        if self._own_runner is not None:
+            self._own_runner.close()
+            self._own_runner = None

@@ -1,7 +1,8 @@
 """Other people's environments, by their shape: whatever is reset and stepped with text learns here.
 
 `gem:ID`, `reasoning-gym:TASK` and `textarena:ID` are made by those packages (see `INSTALL`). Any other object
-is taken whose `reset` and `step` return what gymnasium's, GEM's, older gym's or TextArena's do.
+is taken whose `reset` and `step` return what gymnasium's, GEM's, older gym's, TextArena's or OpenEnv's do, or
+whose methods are tools, as TRL's are.
 """
 
 import importlib
@@ -11,7 +12,9 @@ from typing import Any
 
 import gymnasium
 
+from etpo.envs.openenv import OpenEnv, is_openenv
 from etpo.envs.text_space import AnyText
+from etpo.envs.tools import Tools, is_tools
 
 Step = tuple[str, float, bool, bool, dict[str, Any]]
 
@@ -134,9 +137,13 @@ def adapt(env: Any) -> gymnasium.Env[Any, Any]:
     """The environment where it is gymnasium's, else adapted by its shape; ValueError where it is none."""
     if isinstance(env, gymnasium.Env):
         return env
+    if is_openenv(env):
+        return OpenEnv(env)
+    if is_tools(env):
+        return Tools(env)
     if callable(getattr(env, "reset", None)) and callable(getattr(env, "step", None)):
         return Adapted(env)
-    raise ValueError(f"expected an environment with reset and step, got {type(env).__name__}")
+    raise ValueError(f"expected an environment with reset and step or tools, got {type(env).__name__}")
 
 
 def make_foreign(spec: str, arguments: dict[str, Any]) -> gymnasium.Env[Any, Any] | None:

@@ -16,10 +16,11 @@ import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from etpo.envs.container import ENGINES, Container, check_engine
 from etpo.envs.runner import Runner
 from etpo.envs.sandbox import Sandbox, SandboxError, SplitArrays
 from etpo.envs.sandbox.box import wire
@@ -31,28 +32,62 @@ MAX_REQUEST_BYTES = 2**30
 CONNECT_S = 30.0
 
 
+class Server(Protocol):
+    """What runs programs somewhere else: a request's bytes in, an answer's out."""
+
+    name: str
+
+    def ask(self, body: bytes, timeout_s: float) -> bytes:
+        """The answer to a request; to an empty one, how many workers there are. OSError where none comes."""
+
+    def close(self) -> None:
+        """Let it go."""
+
+
+class HttpServer:
+    """`etpo serve-sandbox` at an address; it goes on when it is closed here, for others may use it.
+
+    Args:
+        name: its address, `http://host:port`.
+        token: what the server was started with.
+    """
+
+    def __init__(self, name: str, token: str) -> None:
+        self.name = name
+        self._token = token
+
+    def ask(self, body: bytes, timeout_s: float) -> bytes:
+        request = urllib.request.Request(self.name, body or None, {"Authorization": f"Bearer {self._token}"})
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            said: bytes = answer.read(MAX_REQUEST_BYTES)
+        return said
+
+    def close(self) -> None:
+        pass
+
+
 class RemoteRunner:
     """Spreads jobs over servers; those of a server that fails are run by the others. A `Runner`.
 
     Args:
-        addresses: `http://host:port` of each server.
-        token: what the servers were started with.
+        servers: at least one; closed with the runner.
         timeout_s: processor seconds for a job that has no limit of its own.
 
     Raises:
         SandboxError: a server does not answer, or refuses the token.
     """
 
-    def __init__(self, addresses: Iterable[str], token: str, timeout_s: float = 10.0) -> None:
-        self._token = token
+    def __init__(self, servers: Iterable[Server], timeout_s: float = 10.0) -> None:
+        self._servers = list(servers)
         self._timeout_s = timeout_s
-        self._workers_at: dict[str, int] = {}
-        for address in addresses:
+        self._workers_at: dict[Server, int] = {}
+        for server in self._servers:
             try:
-                told = json.loads(self._ask(address, b"", CONNECT_S))
-                self._workers_at[address] = max(1, int(told["workers"]))
+                told = json.loads(server.ask(b"", CONNECT_S))
+                self._workers_at[server] = max(1, int(told["workers"]))
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise SandboxError(f"expected a server of programs at {address}, got: {error}") from error
+                self.close()
+                raise SandboxError(f"expected a server of programs at {server.name}, got: {error}") from error
 
     @property
     def workers(self) -> int:
@@ -68,8 +103,8 @@ class RemoteRunner:
             waiting.put(index)
         while None in results and self._workers_at:
             threads = [
-                threading.Thread(target=self._work, args=(address, asked, limit_s, waiting, results))
-                for address in self._workers_at
+                threading.Thread(target=self._work, args=(server, asked, limit_s, waiting, results))
+                for server in self._workers_at
             ]
             for thread in threads:
                 thread.start()
@@ -84,53 +119,70 @@ class RemoteRunner:
         """Nothing is under way between two calls of `run`."""
 
     def close(self) -> None:
-        """The servers go on; others may use them."""
+        for server in self._servers:
+            server.close()
 
     def _work(
         self,
-        address: str,
+        server: Server,
         jobs: Sequence[Job],
         timeout_s: float,
         waiting: "queue.SimpleQueue[int]",
         results: list[SplitResult | None],
     ) -> None:
         """Have one server run what waits, as many jobs at a time as it has workers; forget it if it fails."""
-        while chunk := _take(waiting, self._workers_at[address]):
+        while chunk := _take(waiting, self._workers_at[server]):
             try:
                 body = pack_jobs([jobs[index] for index in chunk], timeout_s)
                 # Each job may be tried for twice its limit, and what another asks for comes first.
-                answer = self._ask(address, body, CONNECT_S + 4 * wire.WALL_CEILING * timeout_s)
+                answer = server.ask(body, CONNECT_S + 4 * wire.WALL_CEILING * timeout_s)
                 for index, result in zip(chunk, unpack_results(answer), strict=True):
                     results[index] = result
             except (OSError, ValueError, KeyError, TypeError):
                 for index in chunk:
                     results[index] = None
                     waiting.put(index)
-                del self._workers_at[address]
+                del self._workers_at[server]
                 return
-
-    def _ask(self, address: str, body: bytes, timeout_s: float) -> bytes:
-        request = urllib.request.Request(address, body or None, {"Authorization": f"Bearer {self._token}"})
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            said: bytes = answer.read(MAX_REQUEST_BYTES)
-        return said
 
 
 def open_runner(where: str, mode: str = "default", timeout_s: float = 10.0) -> Runner:
-    """`local` is a sandbox here; `http://HOST:PORT,…` servers, with the token of the environment.
+    """What `--runner` says: a sandbox here, servers elsewhere, or a container.
+
+    Args:
+        where: `local`; `http://HOST:PORT,…` (or https), with the token of the environment; `docker:IMAGE` or
+            `podman:IMAGE`.
+        mode: of the sandbox here or in the container; servers have their own.
 
     Raises:
-        ValueError: it is none of these. SandboxError: there is no token, or no server.
+        ValueError: it is none of these. SandboxError: there is no token, no engine, or no server.
     """
+    check_runner(where, mode)
     if where == "local":
         return Sandbox(mode, timeout_s)
-    addresses = where.split(",")
-    if not all(address.startswith("http://") for address in addresses):
-        raise ValueError(f"runner: expected local or http://HOST:PORT, got {where!r}")
-    token = os.environ.get(TOKEN_VARIABLE)
-    if not token:
-        raise SandboxError(f"expected the servers' token in {TOKEN_VARIABLE}, got none")
-    return RemoteRunner(addresses, token, timeout_s)
+    engine, _, image = where.partition(":")
+    if engine in ENGINES:
+        return RemoteRunner([Container(engine, image, mode)], timeout_s)
+    token = os.environ[TOKEN_VARIABLE]
+    return RemoteRunner([HttpServer(address, token) for address in where.split(",")], timeout_s)
+
+
+def check_runner(where: str, mode: str = "default") -> None:
+    """Say what is wrong with `open_runner`'s arguments before anything starts; it raises the same."""
+    engine, _, image = where.partition(":")
+    if where == "local":
+        return
+    if engine in ENGINES and image and not image.startswith("-"):
+        if mode == "off":
+            raise ValueError(f"--sandbox off: expected strict or default beside --runner {where}")
+        check_engine(engine)
+    elif all(address.startswith(("http://", "https://")) for address in where.split(",")):
+        if not os.environ.get(TOKEN_VARIABLE):
+            raise SandboxError(f"expected the servers' token in {TOKEN_VARIABLE}, got none")
+    else:
+        raise ValueError(
+            f"--runner: expected local, http://HOST:PORT, docker:IMAGE or podman:IMAGE, got {where!r}"
+        )
 
 
 def _take(waiting: "queue.SimpleQueue[int]", most: int) -> list[int]:
@@ -203,18 +255,35 @@ def unpack_results(answer: bytes) -> list[SplitResult]:
     return results
 
 
+def make_answer(runner: Runner) -> Callable[[bytes], bytes]:
+    """What a server does with a request: an empty one asks for the number of workers, others have jobs run.
+
+    Batches run one after another. ValueError, KeyError or TypeError where the request is none.
+    """
+    one_at_a_time = threading.Lock()
+
+    def answer(body: bytes) -> bytes:
+        if not body:
+            return json.dumps({"workers": runner.workers}).encode()
+        jobs, timeout_s = unpack_jobs(body)
+        with one_at_a_time:
+            return pack_results(runner.run(jobs, timeout_s))
+
+    return answer
+
+
 def make_server(runner: Runner, token: str, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
     """A server that runs batches of jobs, one after another; start it by `serve_forever`."""
-    one_at_a_time = threading.Lock()
+    answer = make_answer(runner)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer(lambda body: json.dumps({"workers": runner.workers}).encode())
+            self._answer()
 
         def do_POST(self) -> None:
-            self._answer(run)
+            self._answer()
 
-        def _answer(self, work: Callable[[bytes], bytes]) -> None:
+        def _answer(self) -> None:
             given = self.headers.get("Authorization", "")
             if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
                 self.send_error(401)
@@ -224,7 +293,7 @@ def make_server(runner: Runner, token: str, host: str = "127.0.0.1", port: int =
                 self.send_error(413)
                 return
             try:
-                said = work(self.rfile.read(size))
+                said = answer(self.rfile.read(size))
             except (ValueError, KeyError, TypeError) as error:
                 self.send_error(400, " ".join(str(error).split())[:200])
                 return
@@ -235,10 +304,5 @@ def make_server(runner: Runner, token: str, host: str = "127.0.0.1", port: int =
 
         def log_message(self, format: str, *args: Any) -> None:
             """Programs are many: no line for each."""
-
-    def run(body: bytes) -> bytes:
-        jobs, timeout_s = unpack_jobs(body)
-        with one_at_a_time:
-            return pack_results(runner.run(jobs, timeout_s))
 
     return ThreadingHTTPServer((host, port), Handler)

@@ -16,7 +16,9 @@ import numpy as np
 from etpo.envs.coding import Coding
 from etpo.envs.program_repair.tasks import Task, load_tasks
 from etpo.envs.prompts import defines, describe_failure
-from etpo.envs.sandbox import Sandbox, SplitArrays, refuse
+from etpo.envs.remote import open_runner
+from etpo.envs.runner import Runner
+from etpo.envs.sandbox import SplitArrays, refuse
 from etpo.envs.sandbox.result import Failure, SplitResult
 
 FAILURE_REWARD = -1.0
@@ -98,7 +100,7 @@ class ProgramRepair(Coding):
 
     Args:
         max_episode_steps, reflection: see `Coding`.
-        sandbox, timeout_s: see `sandbox.Sandbox`. Environments with the same two share one.
+        sandbox, timeout_s, runner: see `remote.open_runner`. Environments with the same three share one.
     """
 
     def __init__(
@@ -107,8 +109,9 @@ class ProgramRepair(Coding):
         reflection: bool = True,
         sandbox: str = "default",
         timeout_s: float = 10.0,
+        runner: str = "local",
     ) -> None:
-        super().__init__(_shared_judge(sandbox, timeout_s), max_episode_steps, reflection)
+        super().__init__(_shared_judge(runner, sandbox, timeout_s), max_episode_steps, reflection)
         self.tasks = load_tasks()
         self.task = self.tasks[0]
         self.prompt = first_prompt(self.task)
@@ -151,7 +154,7 @@ def first_prompt(task: Task) -> str:
     return f"{head}# Corrected:\n{task.signature}"
 
 
-def judge(task: Task, action: str, sandbox: Sandbox) -> Verdict:
+def judge(task: Task, action: str, sandbox: Runner) -> Verdict:
     """Run an attempt on the hidden tests and compare its results with the expected ones.
 
     Args:
@@ -188,7 +191,7 @@ def harness_of(task: Task, tests: Sequence[Any]) -> str:
     return _HARNESS % {"tests": repr(list(tests)), "columns": RESULT_BYTES, "name": task.name}
 
 
-def _run(task: Task, source: str, arguments: Sequence[Any], sandbox: Sandbox) -> SplitResult:
+def _run(task: Task, source: str, arguments: Sequence[Any], sandbox: Runner) -> SplitResult:
     arrays = SplitArrays(np.zeros((2, 1)), np.arange(2), np.zeros((len(arguments), 1)))
     try:
         (result,) = sandbox.run([(source + harness_of(task, arguments), arrays, 0)])
@@ -242,8 +245,8 @@ def _equal(got: Any, expected: Any) -> bool:
 class RepairJudge:
     """Judges attempts in a sandbox that lives as long as somebody holds this object."""
 
-    def __init__(self, mode: str, timeout_s: float) -> None:
-        self.sandbox = Sandbox(mode, timeout_s)
+    def __init__(self, runner: str, mode: str, timeout_s: float) -> None:
+        self.sandbox = open_runner(runner, mode, timeout_s)
         weakref.finalize(self, self.sandbox.close)
 
     def judge_many(self, attempts: Sequence[tuple[Task, str]]) -> list[Verdict]:
@@ -257,12 +260,12 @@ class _Closed:
         raise ValueError("this environment is closed; make a new one")
 
 
-_judges: "weakref.WeakValueDictionary[tuple[str, float], RepairJudge]" = weakref.WeakValueDictionary()
+_judges: "weakref.WeakValueDictionary[tuple[str, str, float], RepairJudge]" = weakref.WeakValueDictionary()
 
 
-def _shared_judge(mode: str, timeout_s: float) -> RepairJudge:
+def _shared_judge(runner: str, mode: str, timeout_s: float) -> RepairJudge:
     """The judge of all open environments with these settings: a warm server each would cost too much."""
-    found = _judges.get((mode, timeout_s))
+    found = _judges.get((runner, mode, timeout_s))
     if found is None:
-        found = _judges[mode, timeout_s] = RepairJudge(mode, timeout_s)
+        found = _judges[runner, mode, timeout_s] = RepairJudge(runner, mode, timeout_s)
     return found

@@ -124,7 +124,7 @@ def test_textarena_takes_several_turns_in_one_episode(packages):
     [
         ("gem:nothing", "cannot make environment 'gem:nothing': ValueError: Environment nothing not found"),
         ("reasoning-gym:nothing", "cannot make environment 'reasoning-gym:nothing'"),
-        (f"{__name__}:Shapeless", "expected an environment with reset and step, got Shapeless"),
+        (f"{__name__}:Shapeless", "expected an environment with reset and step or tools, got Shapeless"),
         (f"{__name__}:Nothing", "expected module:Class"),
     ],
 )

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from sklearn.linear_model import LogisticRegression
 
 from etpo.cli.main import main
-from etpo.envs.remote import TOKEN_VARIABLE, RemoteRunner, make_server
+from etpo.envs.remote import TOKEN_VARIABLE, HttpServer, RemoteRunner, make_server
 from etpo.envs.sandbox import SandboxError
 from etpo.envs.sandbox.result import Failure, SplitResult
 from etpo.envs.scoring import Scorer
@@ -77,7 +77,7 @@ def test_two_servers_one_of_which_dies_give_every_score_as_here(small, serve):
     programs = [f"C = {10 ** (i / 50 - 3):.6f}" if i % 7 else f"nothing {i}" for i in range(200)]
     here = Scorer(small, Fake()).score_many(programs)
     dying, staying = Fake(dies_after=40), Fake()
-    runner = RemoteRunner([serve(dying), serve(staying)], TOKEN)
+    runner = RemoteRunner([HttpServer(serve(dying), TOKEN), HttpServer(serve(staying), TOKEN)])
     assert runner.workers == 4
     assert Scorer(small, runner).score_many(programs) == here
     assert dying.jobs > 40
@@ -86,7 +86,7 @@ def test_two_servers_one_of_which_dies_give_every_score_as_here(small, serve):
 
 
 def test_without_a_server_left_it_is_one_line(small, serve):
-    runner = RemoteRunner([serve(Fake(dies_after=0))], TOKEN)
+    runner = RemoteRunner([HttpServer(serve(Fake(dies_after=0)), TOKEN)])
     with pytest.raises(SandboxError, match="all of them have failed"):
         Scorer(small, runner).score("C = 1")
 
@@ -94,11 +94,11 @@ def test_without_a_server_left_it_is_one_line(small, serve):
 def test_the_token_is_asked_for(serve):
     address = serve(Fake())
     with pytest.raises(SandboxError, match="401"):
-        RemoteRunner([address], "another")
+        RemoteRunner([HttpServer(address, "another")])
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(address, b"{}")
     with pytest.raises(SandboxError, match=r"expected a server of programs at http://127\.0\.0\.1:9"):
-        RemoteRunner(["http://127.0.0.1:9"], TOKEN)
+        RemoteRunner([HttpServer("http://127.0.0.1:9", TOKEN)])
 
 
 def test_score_by_a_server_is_score_here(small, serve, sandbox, tmp_path, monkeypatch):
@@ -122,7 +122,10 @@ def test_what_is_no_server_is_one_line(small, tmp_path, monkeypatch):
     arguments = ["score", str(program), "--dataset", "wine", "--runner"]
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     assert TOKEN_VARIABLE in CliRunner().invoke(main, [*arguments, "http://127.0.0.1:9"]).output
-    assert "expected local or http://HOST:PORT" in CliRunner().invoke(main, [*arguments, "elsewhere"]).output
+    assert (
+        "expected local, http://HOST:PORT, docker:IMAGE or podman:IMAGE"
+        in CliRunner().invoke(main, [*arguments, "elsewhere"]).output
+    )
 
 
 def test_a_request_that_is_none_is_refused(serve):
