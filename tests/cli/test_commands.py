@@ -51,6 +51,7 @@ def test_no_command_shows_the_help_as_wrong_use(cli) -> None:
     assert "Commands:" in result.stderr
 
 
+@pytest.mark.slow
 def test_score_prints_one_json_object_and_exits_with_0_whatever_the_program_did(cli, tmp_path: Path) -> None:
     (tmp_path / "good.py").write_text(GOOD)
     (tmp_path / "bad.py").write_text("return fit(x_train)\n")
@@ -67,6 +68,7 @@ def test_score_prints_one_json_object_and_exits_with_0_whatever_the_program_did(
     assert "NameError" in record["error"]
 
 
+@pytest.mark.slow
 def test_eval_compares_policy_and_reference_and_scores_the_best_program_on_fresh_splits(
     cli, tmp_path: Path, tiny_folder: Path
 ) -> None:

@@ -177,6 +177,7 @@ def test_a_time_out_is_tried_once_more_alone_and_not_kept(table):
     assert len(box.batches) == count + 2
 
 
+@pytest.mark.slow
 def test_a_relay_through_an_open_file_is_caught_end_to_end(table, monkeypatch, tmp_path):
     monkeypatch.undo()
     monkeypatch.setenv(CONSENT_VARIABLE, CONSENT)

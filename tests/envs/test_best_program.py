@@ -38,6 +38,7 @@ def test_best_program_prints_the_scorers_numbers(sandbox, tmp_path, name, protoc
     assert std == pytest.approx(score.auc_std, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_best_program_of_any_csv_drops_the_identifier_and_names_a_missing_target(sandbox, tmp_path):
     table = datasets.tic_tac_toe()
     table.insert(0, "game_id", range(len(table)))
@@ -99,6 +100,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.slow
 def test_a_program_is_kept_apart_from_its_harness(sandbox, tmp_path):
     rows = [
         f"{i * 7 % 11}.5;{i * 37 % 13},25;{'None' if (i * 7 % 11 + i % 3) > 6 else 'b'}" for i in range(90)

@@ -73,6 +73,7 @@ def serve():
         server.server_close()
 
 
+@pytest.mark.slow
 def test_two_servers_one_of_which_dies_give_every_score_as_here(small, serve):
     programs = [f"C = {10 ** (i / 50 - 3):.6f}" if i % 7 else f"nothing {i}" for i in range(200)]
     here = Scorer(small, Fake()).score_many(programs)
@@ -101,6 +102,7 @@ def test_the_token_is_asked_for(serve):
         RemoteRunner([HttpServer("http://127.0.0.1:9", TOKEN)])
 
 
+@pytest.mark.slow
 def test_score_by_a_server_is_score_here(small, serve, sandbox, tmp_path, monkeypatch):
     program = tmp_path / "program.py"
     program.write_text("from sklearn.linear_model import LogisticRegression\n"

@@ -14,6 +14,7 @@ from etpo.kernels import Stream, vocab_stats
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("size", [2, 3])
 def test_shards_give_what_the_whole_gives(size, tmp_path):

@@ -14,6 +14,7 @@ INTERPRETED = Path(__file__).parent / "interpreted"
 ON_A_CPU = os.environ.get("TRITON_INTERPRET") != "1"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not ON_A_CPU, reason="the folder is then collected itself")
 def test_the_kernels_in_the_interpreter():

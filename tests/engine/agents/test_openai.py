@@ -288,6 +288,7 @@ def test_a_run_reflects_counts_and_keeps_the_key_to_itself(api, tmp_path, monkey
     assert (out / "best_program.py").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_that_the_api_ends_is_saved_and_goes_on(api, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     out = tmp_path / "run"

@@ -15,6 +15,7 @@ from tests.engine.tabular import TabularRoles, play
 BETA, GAMMA = 0.1, 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("q_form", "backup", "lam", "behaviour", "replay_weight", "n_updates"), [
     ("normalised", "soft", 0.95, "policy", "truncated", 120),
     ("normalised", "expected", 0.0, "policy", "truncated", 120),

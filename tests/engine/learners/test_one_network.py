@@ -24,6 +24,7 @@ def config_of(algo: str, **overrides) -> Config:
     return Config(**(settings | overrides))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algo", "overrides"), [
     ("etpo", {}), ("etpo", {"lam": 0.8}), ("ppo-kl", {}),
 ])  # fmt: skip
