@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 def test_compare_makes_runs_tables_and_a_figure_and_then_only_reads(
     cli, tmp_path: Path, letters: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -243,6 +243,7 @@ def newest_change(path: Path) -> int:
     return max(changes, default=0)
 
 
+@pytest.mark.slow
 def test_an_interrupt_saves_the_iteration(tiny_folder, tmp_path):
     """No other checkpoint is due, so that what is there was saved for the interrupt."""
     child = start_child(tmp_path / "b", config_of(tiny_folder, 100_000, checkpoint_every=100_000))

@@ -24,6 +24,7 @@ def run(folder, text, target):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "protocol"), [("tic-tac-toe", "default"), ("balance-scale", "paper")])
 def test_best_program_prints_the_scorers_numbers(sandbox, tmp_path, name, protocol):
     table = datasets.find_recipe(name).table
