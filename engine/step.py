@@ -1,6 +1,5 @@
 """One bounded step: how far an update may move the policy, measured by the exact KL on the fresh tokens."""
 
-import itertools
 import math
 
 import torch
@@ -49,11 +48,9 @@ class BoundedStep:
         Raises:
             Diverged: the step left weights that are not finite.
         """
-        share = 1.0
+        share, tries = 1.0, 0
         sequences = self.fresh.sequences()
-        for tried in itertools.count():
-            if share < SMALLEST_SHARE:
-                break
+        while share >= SMALLEST_SHARE:
             after = self.roles.stream("policy", self.roles.hidden("policy", sequences))
             kl = stream_kl(self._before, after).mean().item()
             if not math.isfinite(kl):
@@ -61,9 +58,9 @@ class BoundedStep:
             if kl <= bound:
                 return kl, share
             factor = 0.95 * (bound / kl) ** 0.5 if math.isfinite(kl) else 0.1
-            if tried >= QUADRATIC_TRIES:
+            if tries >= QUADRATIC_TRIES:
                 factor = min(factor, 0.5)
-            share *= factor
+            share, tries = share * factor, tries + 1
             for p, start in zip(self._parameters, self._anchor, strict=True):
                 p.sub_(start).mul_(factor).add_(start)
         for p, start in zip(self._parameters, self._anchor, strict=True):
